@@ -1,0 +1,25 @@
+"""Recorded captures, traces and small trained parts that ship with the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def path(*parts: str) -> Path:
+    """Path of a shipped data file: `path("captures", "reference_4096.safetensors")`.
+
+    Looked for in `TUTOR_DATA`, beside the package in a checkout, then in the installed `share/tutor/data`.
+
+    Raises:
+        ValueError: the file is in none of them.
+    """
+    places = [Path(p) for p in (os.environ.get("TUTOR_DATA"),) if p]
+    places += [Path(__file__).resolve().parent.parent / "data", Path(sys.prefix) / "share" / "tutor" / "data"]
+    for place in places:
+        candidate = place.joinpath(*parts)
+        if candidate.exists():
+            return candidate
+    raise ValueError(f"data file {'/'.join(parts)!r} is not in {', '.join(map(str, places))}; "
+                     "reinstall tutor, or set TUTOR_DATA to the data folder of a checkout")

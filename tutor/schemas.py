@@ -1,0 +1,194 @@
+"""The trace schemas: one section per figure, with the arrays it draws and the sentence it speaks.
+
+This file is the contract between the families (which record) and the widgets (which draw). A figure reads the arrays
+named here and nothing else; a sentence is made from the state alone, so that caption, live region and exercise agree.
+Tokens are stored in `subject["tokens"]` as a list of strings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tutor.trace import Schema, Trace, register_schema
+
+
+def _token(trace: Trace, position: int) -> str:
+    tokens = trace.subject.get("tokens", [])
+    return f"{position} {tokens[position].strip() or tokens[position]!r}" if 0 <= position < len(tokens) else str(position)
+
+
+def _percent(x: float) -> str:
+    return f"{100 * x:.0f} %" if x >= 0.01 else f"{100 * x:.1f} %"
+
+
+# ---------------------------------------------------------------------------------------------------- attention_grid
+# A step is one query row. Probabilities are recomputed from int8 rows: p_ij = exp(q_scale_i k_scale_j q_i·k_j - lse_i),
+# masked causally at key j <= first + i; display arithmetic only. Recorded once per head shown.
+#   q         int8    (H, T, D)     queries, after RoPE          q_scale  float32 (H, T)    includes 1/sqrt(D)
+#   k         int8    (Hk, S, D)    keys, after RoPE             k_scale  float32 (Hk, S)
+#   kv_of     int32   (H,)          which row of k a head reads
+#   lse       float32 (H, T)        exact log-sum-exp of the real logits
+#   overview  uint8   (H, n, n)     255 * sqrt(mean probability in the cell / its row's largest cell): the zoomed-out picture
+#   indptr    int64   (H*T + 1,)    optional, with
+#   indices   int32   (nnz,)        … the keys a method selected, ascending per row
+# subject: tokens; heads = [{"layer": l, "head": h, "label": "…"}]; first = position of query row 0 (S - T)
+def grid_row(trace: Trace, head: int, row: int) -> np.ndarray:
+    """Attention probabilities of one query row over keys 0..first+row, from the recorded int8 rows (float64)."""
+    a = trace.arrays
+    end = trace.subject.get("first", 0) + row + 1
+    kv = int(a["kv_of"][head])
+    logits = (a["k"][kv, :end].astype(np.float64) @ a["q"][head, row].astype(np.float64))
+    logits *= float(a["q_scale"][head, row]) * a["k_scale"][kv, :end].astype(np.float64)
+    return np.exp(logits - float(a["lse"][head, row]))
+
+
+def _describe_grid(trace: Trace, step: int) -> str:
+    head = int(trace.subject.get("head", 0))
+    p = grid_row(trace, head, step)
+    best = np.argsort(-p, kind="stable")[:3]
+    where = trace.subject["heads"][head]
+    words = ", ".join(f"{_token(trace, int(j))} ({_percent(float(p[j]))})" for j in best)
+    query = _token(trace, trace.subject.get("first", 0) + step)
+    return f"Layer {where['layer']}, head {where['head']}: query {query} looks most at {words}."
+
+
+register_schema(Schema("attention.grid/1", ("selected",), _describe_grid,
+                       ("q", "q_scale", "k", "k_scale", "kv_of", "lse", "overview")))
+
+
+# -------------------------------------------------------------------------------------------------------- token_strip
+# A step is one row of weights over the text.
+#   weights float32 (R, S)  >= 0        kept  uint8 (R, S) optional: 1 kept, 0 dropped, 2 not yet seen
+# subject: tokens; rows = list of R labels; quantity = what a weight is ("attention", "share of the mass", …)
+def _describe_strip(trace: Trace, step: int) -> str:
+    w = trace.arrays["weights"][step]
+    best = np.argsort(-w, kind="stable")[:3]
+    label = trace.subject.get("rows", [str(i) for i in range(trace.steps)])[step]
+    words = ", ".join(f"{_token(trace, int(j))} ({w[j]:.2f})" for j in best)
+    tail = ""
+    if "kept" in trace.arrays:
+        tail = f" {int((trace.arrays['kept'][step] == 1).sum())} tokens are kept."
+    return f"{label}: most {trace.subject.get('quantity', 'weight')} on {words}.{tail}"
+
+
+register_schema(Schema("text.weights/1", ("weighted",), _describe_strip, ("weights",)))
+
+
+# -------------------------------------------------------------------------------------------------------- cache_shelf
+# A step is one forward pass: a prefill chunk or one decoded token.
+# events: kind, step, layer, head, pos, score (the score the row was judged by; nan where the policy has none)
+#   layers       int32 (L,)             model layers that were recorded
+#   appended_at  int32 (S,)             step at which each token arrived
+#   evicted_at   int32 (L, Hkv, S)      step after whose attention the row was given back; -1: still held
+#   nbytes       int64 (steps,)         measured bytes of the whole cache after each step
+#   nll          float32 (steps,)       optional: loss of the token predicted at this step
+# subject: tokens; budget (rows per head); policy
+def _describe_shelf(trace: Trace, step: int) -> str:
+    now = trace.at(step)
+    kinds = {kind: i for i, kind in enumerate(("appended", "evicted", "merged"))}
+    gone = now["kind"] == kinds["evicted"]
+    arrived = np.flatnonzero(trace.arrays["appended_at"] == step)
+    text = f"Step {step}: "
+    if len(arrived) == 1:
+        text += f"token {_token(trace, int(arrived[0]))} arrives; "
+    elif len(arrived):
+        text += f"tokens {arrived[0]} to {arrived[-1]} arrive; "
+    if gone.any():
+        positions = np.unique(now["pos"][gone])
+        what = f"token {_token(trace, int(positions[0]))}" if len(positions) == 1 else f"{len(positions)} different tokens"
+        text += f"{what} evicted in {int(gone.sum())} of the recorded heads; "
+    else:
+        text += "nothing is evicted; "
+    held = (trace.arrays["appended_at"][None, None] <= step) & ((trace.arrays["evicted_at"] < 0) | (trace.arrays["evicted_at"] > step))
+    rows = held.sum(-1)
+    return text + f"each head holds {int(rows.min())} to {int(rows.max())} rows, the cache {int(trace.arrays['nbytes'][step]) / 1024:.0f} kB."
+
+
+register_schema(Schema("kvcache.evict/1", ("appended", "evicted", "merged"), _describe_shelf,
+                       ("layers", "appended_at", "evicted_at", "nbytes"), {"nbytes": "bytes"}))
+
+
+# --------------------------------------------------------------------------------------------------------- token_tree
+# A step is one verification: one target forward over a token tree.
+#   node_start  int32 (steps+1,)   rows of the flat node arrays that belong to each step
+#   token       int32 (M,)         node 0 of a step is the pending token (root)
+#   parent      int32 (M,)         index within the step; -1 for the root
+#   q           float32 (M,)       probability the draft gave the node (nan: a deterministic proposal)
+#   p           float32 (M,)       probability the target gives it after its parent (nan for the root)
+#   state       int8 (M,)          0 root, 1 accepted, 2 tested and rejected, 3 never reached
+#   next_token  int32 (steps,)     token emitted after the accepted path (bonus or correction)
+#   draw        float32 (M,)       optional: the uniform number a test used
+# subject: pieces = {"token id": "text"}; prompt; drafter; verifier; output (text)
+STATES = ("root", "accepted", "rejected", "not reached")
+
+
+def _describe_tree(trace: Trace, step: int) -> str:
+    a, b = int(trace.arrays["node_start"][step]), int(trace.arrays["node_start"][step + 1])
+    state, token = trace.arrays["state"][a:b], trace.arrays["token"][a:b]
+    pieces = trace.subject.get("pieces", {})
+    text = lambda ids: repr("".join(pieces.get(str(int(i)), f"<{int(i)}>") for i in ids))
+    accepted = token[state == 1]
+    follow = text([trace.arrays["next_token"][step]])
+    if len(accepted) == 0:
+        return f"Step {step}: {b - a - 1} tokens drafted, none accepted; the target writes {follow} itself."
+    return (f"Step {step}: {b - a - 1} tokens drafted, {len(accepted)} accepted {text(accepted)}, "
+            f"then {follow}: {len(accepted) + 1} tokens for one forward.")
+
+
+register_schema(Schema("speculative.run/1", ("drafted", "accepted", "rejected", "emitted"), _describe_tree,
+                       ("node_start", "token", "parent", "q", "p", "state", "next_token")))
+
+
+# --------------------------------------------------------------------------------------------------------- vector_map
+# A step is one expanded node (graphs) or one opened list (inverted files).
+# events: kind, step, level, src, dst, dist, accepted, frontier_size, best_k_worst, n_correct  (-1 / nan: does not apply)
+#   xy        float32 (N, 2)   fixed layout (PCA)          query_xy  float32 (2,)
+#   truth     int32 (k,)       exact neighbours            result    int32 (k,)   what was returned, -1 padded
+#   true_dist float32 (N,)     distance of every point to the query (for the ring layout)
+#   edges     int32 (E, 2)     optional, base level        cell      int32 (N,)   optional, list of each point
+#   centroid_xy float32 (C, 2) optional
+# subject: labels = list of N strings (optional); k; metric; ef or nprobe
+ANN_KINDS = ("entered", "evaluated", "expanded", "skipped", "stopped", "opened_list", "read_page", "pruned", "reranked",
+             "linked", "unlinked")
+
+
+def _describe_search(trace: Trace, step: int) -> str:
+    kinds = np.asarray([ANN_KINDS[code] for code in trace.events["kind"]])
+    upto = trace.events["step"] <= step
+    here = trace.events["step"] == step
+    evaluated = int((upto & (kinds == "evaluated")).sum())
+    k = len(trace.arrays["truth"])
+    correct = trace.events.get("n_correct", np.full(len(kinds), -1))[upto]
+    found = int(correct.max()) if len(correct) and correct.max() >= 0 else 0
+    labels = trace.subject.get("labels")
+    name = lambda i: f"{int(i)} {labels[int(i)]!r}" if labels else f"point {int(i)}"
+    lists = here & (kinds == "opened_list")
+    expanded = here & (kinds == "expanded")
+    if lists.any():
+        what = f"opens list {int(trace.events['dst'][lists][0])}"
+    elif expanded.any():
+        what = f"expands {name(trace.events['dst'][expanded][0])}"
+    elif (here & (kinds == "stopped")).any():
+        what = "stops: the nearest candidate is farther than the worst result held"
+    else:
+        what = "enters the index"
+    return f"Step {step}: {what}; {evaluated} distances so far, {found} of the {k} true neighbours found."
+
+
+register_schema(Schema("ann.search/1", ANN_KINDS, _describe_search, ("xy", "query_xy", "truth", "result", "true_dist")))
+
+
+# ----------------------------------------------------------------------------------------------------------- frontier
+# A step is one series (a method); its points are cost against quality.
+#   series int32 (P,)   x float32 (P,)   y float32 (P,)   lo, hi float32 (P,)  (95 % interval of y; equal to y when unknown)
+# subject: names = list of series names; x_label, y_label (with units); better = "high" | "low"; title
+def _describe_frontier(trace: Trace, step: int) -> str:
+    mine = trace.arrays["series"] == step
+    x, y = trace.arrays["x"][mine], trace.arrays["y"][mine]
+    s = trace.subject
+    best = int(np.argmin(y) if s.get("better") == "low" else np.argmax(y))
+    return (f"{s['names'][step]}: from {s['x_label']} {x.min():.3g} to {x.max():.3g}; best {s['y_label']} "
+            f"{y[best]:.3g} at {x[best]:.3g}.")
+
+
+register_schema(Schema("frontier/1", ("measured",), _describe_frontier, ("series", "x", "y", "lo", "hi")))
