@@ -23,3 +23,11 @@ def path(*parts: str) -> Path:
             return candidate
     raise ValueError(f"data file {'/'.join(parts)!r} is not in {', '.join(map(str, places))}; "
                      "reinstall tutor, or set TUTOR_DATA to the data folder of a checkout")
+
+
+def notebooks() -> Path:
+    """The folder of lessons: beside the package in a checkout, else the installed copy."""
+    for place in (Path(__file__).resolve().parent.parent / "notebooks", Path(sys.prefix) / "share" / "tutor" / "notebooks"):
+        if place.is_dir():
+            return place
+    raise ValueError("the notebooks are not installed; reinstall tutor, or run from a checkout")
