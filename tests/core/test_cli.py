@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tutor.catalog import root
+from tutor.scaffold import write_method
+
+
+def tutor(*arguments, env=None, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "tutor.cli", *arguments], capture_output=True, text=True,
+                          env={**os.environ, **(env or {})}, cwd=cwd)
+
+
+def test_importing_tutor_imports_no_torch():
+    code = "import sys, tutor; assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'heavy import'; print(tutor.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    import tutor
+
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        tutor.lod  # noqa: B018
+    assert "load" in dir(tutor)
+
+
+def test_doctor_names_the_command_that_brings_the_model(tmp_path):
+    done = tutor("doctor", env={"TUTOR_HOME": str(tmp_path), "TUTOR_MODEL": ""})
+    assert done.returncode == 1
+    line = done.stdout.split("real model")[1].splitlines()
+    assert "not found" in line[0] and "tutor fetch" in line[1]
+
+
+def test_an_unknown_claim_is_told_in_one_line():
+    done = tutor("claims", "--run", "h2o.makes-coffee")
+    assert done.returncode == 2
+    assert done.stderr.startswith("tutor: no claim 'h2o.makes-coffee'") and "Traceback" not in done.stderr
+
+
+def test_new_method_writes_four_files_whose_test_fails_until_filled_in(tmp_path):
+    for folder in ("tutor/attention/methods", "tutor/claims", "tests/attention", "notebooks/10_attention"):
+        (tmp_path / folder).mkdir(parents=True)
+    for package in ("tutor", "tutor/attention", "tutor/attention/methods", "tutor/claims"):
+        (tmp_path / package / "__init__.py").touch()
+    for file in ("catalog.py", "claim.py"):
+        (tmp_path / "tutor" / file).write_bytes((root() / "tutor" / file).read_bytes())
+    files = write_method(tmp_path, "strided", "attention")
+    assert len(files) == 4 and all(path.is_file() for path in files)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/attention/test_strided.py"], cwd=tmp_path,
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "fill in tests/attention/test_strided.py" in done.stdout, done.stdout + done.stderr
+    with pytest.raises(ValueError, match="is taken"):
+        write_method(tmp_path, "strided", "attention")
+
+
+@pytest.mark.parametrize("name, family, message", [("Strided", "attention", "lower_case"), ("x", "atention", "family must be one of")])
+def test_new_method_refuses_bad_names(tmp_path, name, family, message):
+    with pytest.raises(ValueError, match=message):
+        write_method(tmp_path, name, family)
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_make_target_is_a_command():
+    help_text = tutor("--help").stdout
+    for command in ("fetch", "lab", "test", "book", "bench", "mutants", "lint", "doctor", "catalog", "claims", "new-method"):
+        assert command in help_text
+
+
+def test_a_wrong_browser_setting_is_named(tmp_path):
+    done = tutor("browser", env={"TUTOR_CHROMIUM": str(tmp_path / "nothing")})
+    assert done.returncode == 2 and "TUTOR_CHROMIUM" in done.stderr
