@@ -7,7 +7,7 @@ PIP_ARGS ?=
 # Kernels run in Triton's interpreter where there is no GPU; the package decides, this only makes it visible.
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup model browser lab test test-all book bench bench-gpu mutants lint site-test claims clean
+.PHONY: setup model browser lab test test-all book bench bench-gpu mutants lint claims clean
 
 setup: $(READY)
 
@@ -35,9 +35,6 @@ test-all: model browser
 
 book: model
 	$(BIN)/tutor book
-
-site-test: browser
-	$(BIN)/python -m pytest tests/site
 
 claims: model
 	$(BIN)/tutor claims --run all
