@@ -1,4 +1,4 @@
-"""A planted bug: one exact replacement in one file, and the tests that must turn red."""
+"""A planted bug: one exact edit of the source that named tests must catch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` occurs exactly once in `file` (path from the root); `tests` is a pytest selection, fast and green without the bug."""
+    """One plausible mistake.
+
+    Attributes:
+        name: what went wrong, in words.
+        file: path of the source, relative to the root of the project.
+        old: text that occurs exactly once in it; new: what the mistake makes of it.
+        tests: pytest selection that must go red.
+    """
 
     name: str
     file: str

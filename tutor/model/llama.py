@@ -1,0 +1,496 @@
+"""The decoder: a Llama in one sitting, with a seam at every place where this project changes something.
+
+Idea        Per block, x += attention(norm(x)) and x += ffn(norm(x)); the vocabulary head reads the last residual.
+Seams       `attend` computes attention, `ffn` the feed-forward part, `cache` stores and forgets rows, `positions` and
+            `tree_mask` lay out a token tree, `embeds` replaces ids, `layers` leaves blocks out, `collect` copies
+            what passes by. Nothing is ever monkey-patched.
+Shapes      B batch, T rows of this call, S rows of the cache, Hq = n_heads, Hkv = n_kv_heads, D = head_dim, V = vocab.
+Masking     by position, never by storage index: a query at m sees the keys at 0 <= n <= m. A tree mask replaces this
+            rule among the rows of one call only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutor.attention.partial import Partial, from_logits, merge
+from tutor.model import rope as rope_module
+from tutor.model.cache import Cache, FullCache, Observation, Part
+
+COLLECT = ("q", "k", "v", "q_pre", "k_pre", "attn", "hidden", "lse")
+_LOGITS = ("all", "last", "none")
+_TILE = 1 << 24                                  # at most this many logits are held at once by the general attention
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and settings of a Llama. `source` says in words how the weights were made."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    width: int
+    ffn_width: int
+    vocab: int
+    rope_base: float
+    max_positions: int
+    norm_eps: float
+    eos: tuple[int, ...]
+    name: str
+    source: str
+
+    def __post_init__(self):
+        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads must be a multiple of n_kv_heads; got {self.n_heads} and {self.n_kv_heads}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Weights of one block; matrices are `(out, in)`."""
+
+    norm_1: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    norm_2: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+_NAMES = {"norm_1": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+          "o": "self_attn.o_proj", "norm_2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+          "down": "mlp.down_proj"}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The rotation of one model: its speeds, and the functions of `tutor.model.rope` bound to them."""
+
+    inv_freq: Tensor
+    base: float
+
+    def table(self, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return rope_module.table(pos, self.inv_freq, dtype)
+
+    def rotate(self, x: Tensor, pos: Tensor) -> Tensor:
+        return rope_module.rotate(x, pos, self.inv_freq)
+
+    def unrotate(self, x: Tensor, pos: Tensor) -> Tensor:
+        return rope_module.unrotate(x, pos, self.inv_freq)
+
+    def rerotate(self, x: Tensor, delta: Tensor) -> Tensor:
+        return rope_module.rerotate(x, delta, self.inv_freq)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits: `(B, T, V)`, `(B, 1, V)` with `logits="last"`, None with `"none"`; in the dtype of the model.
+        hidden: `(B, T, width)` residual after the last block that ran, before the final norm:
+            `model.head(hidden)` gives logits, `model.norm(hidden)` the normalised state.
+        collected: `collected["q"][layer]` for every name asked for.
+    """
+
+    logits: Tensor | None
+    hidden: Tensor
+    collected: dict[str, dict[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New tokens (the prompt is not repeated), their text, and how many forward passes they took."""
+
+    tokens: list[int]
+    text: str
+    steps: int
+
+
+class Model:
+    """A decoder-only Llama for inference; weights carry no gradient, but inputs (`embeds`) may."""
+
+    def __init__(self, config: Config, embedding: Tensor, blocks: Sequence[Block], final_norm: Tensor, head: Tensor,
+                 tokenizer: Any = None, *, rope: Rope | None = None):
+        self.config, self.tokenizer = config, tokenizer
+        self.embedding, self.blocks, self.final_norm, self.head_weight = embedding, tuple(blocks), final_norm, head
+        self.rope = rope or Rope(rope_module.inv_freq(config.head_dim, config.rope_base).to(embedding.device), config.rope_base)
+        self.cache_factory: Callable[[], Cache] = lambda: FullCache(config.n_layers)
+
+    @classmethod
+    def from_tensors(cls, config: Config, tensors: dict[str, Tensor], tokenizer: Any = None, *, scaling: dict | None = None,
+                     dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Model:
+        """A model from tensors under their Hugging Face names; those that need no conversion are not copied."""
+        def take(name: str, *shape: int) -> Tensor:
+            if name not in tensors:
+                raise ValueError(f"tensor {name!r} is missing; the folder is no whole Llama checkpoint")
+            if tuple(tensors[name].shape) != shape:
+                raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}; config.json asks for {shape}")
+            return tensors[name].to(device=device, dtype=dtype)
+
+        c = config
+        q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        shapes = {"norm_1": (c.width,), "q": (q, c.width), "k": (kv, c.width), "v": (kv, c.width), "o": (c.width, q),
+                  "norm_2": (c.width,), "gate": (c.ffn_width, c.width), "up": (c.ffn_width, c.width), "down": (c.width, c.ffn_width)}
+        blocks = [Block(**{part: take(f"model.layers.{l}.{_NAMES[part]}.weight", *shape) for part, shape in shapes.items()})
+                  for l in range(c.n_layers)]
+        embedding = take("model.embed_tokens.weight", c.vocab, c.width)
+        head = take("lm_head.weight", c.vocab, c.width) if "lm_head.weight" in tensors else embedding
+        speeds = rope_module.scaled_inv_freq(c.head_dim, c.rope_base, scaling).to(device)
+        return cls(c, embedding, blocks, take("model.norm.weight", c.width), head, tokenizer, rope=Rope(speeds, c.rope_base))
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (f"Model({c.name}: {c.n_layers} layers, {c.n_heads} query and {c.n_kv_heads} KV heads of width {c.head_dim}, "
+                f"{str(self.dtype).removeprefix('torch.')} on {self.device}; weights {c.source})")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids `(1, T)`."""
+        return torch.tensor([self.tokenizer.encode(text)], dtype=torch.long, device=self.device)
+
+    def new_cache(self) -> Cache:
+        """An empty cache, made by `cache_factory` (which may be replaced)."""
+        return self.cache_factory()
+
+    # ---- the parts of a forward pass
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows of the embedding, `(B, T) -> (B, T, width)`."""
+        return self.embedding[ids]
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The final norm."""
+        return self._rms(x, self.final_norm)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of residual rows: `(..., width) -> (..., V)`."""
+        return F.linear(self.norm(hidden), self.head_weight)
+
+    def ffn(self, layer: int, x: Tensor) -> Tensor:
+        """The feed-forward part of a block on its normalised input: `down(silu(gate x) * up x)`."""
+        block = self.blocks[layer]
+        return F.linear(F.silu(F.linear(x, block.gate)) * F.linear(x, block.up), block.down)
+
+    def attend(self, layer: int, q: Tensor, view: list[Part], *, pos_q: Tensor, tree_mask: Tensor | None = None,
+               trace: Any = None) -> Partial:
+        """Exact attention over all parts of a view: the default `attend`, in its general form.
+
+        Args:
+            q: post-RoPE queries `(B, Hq, T, D)`; view: parts over disjoint rows; the last T rows of the last part are
+                this call's own.
+            pos_q: int32 `(T,)`; tree_mask: bool `(T, T)`, True where row i may see row j of this call.
+
+        Returns:
+            `o (B, Hq, T, Dv)` in the dtype of q, `lse (B, Hq, T)` in float32 (float64 for float64 queries).
+        """
+        if not view:
+            raise ValueError("view is empty; a cache must return at least the rows of this call")
+        last = len(view) - 1
+        whole = merge(*(self._attend_part(q, part, pos_q, tree_mask if i == last else None) for i, part in enumerate(view)))
+        return Partial(whole.o.to(q.dtype), whole.lse)
+
+    def forward(
+        self,
+        ids: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        tree_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        attend: Callable[..., Partial] | None = None,
+        ffn: Callable[[int, Tensor], Tensor] | None = None,
+        layers: Iterable[int] | None = None,
+        collect: Iterable[str] = (),
+        logits: str = "all",
+    ) -> Output:
+        """Run T new rows through the model.
+
+        Args:
+            ids: `(B, T)` or `(T,)` token ids; or embeds: `(B, T, width)` residual rows in their place.
+            positions: `(T,)` original positions; by default they follow what the cache has seen.
+            tree_mask: `(T, T)` bool over this call's rows, diagonal included; the cached prefix is masked by position.
+            cache: rows of earlier calls; None for a pass on its own.
+            attend: `attend(layer, q, view, *, pos_q, tree_mask, trace=None) -> Partial` instead of exact attention.
+            ffn: `ffn(layer, x) -> (B, T, width)` instead of `Model.ffn`; x is the normalised input.
+            layers: blocks to run, in this order; all by default.
+            collect: names of `COLLECT`, alone or for one layer ("q.5").
+            logits: "all", "last" (the last row only) or "none": at 49 152 words, logits are the dearest thing here.
+
+        Raises:
+            ValueError: an argument of the wrong shape or range, or NaN in embeds.
+        """
+        x = self._input(ids, embeds)                                            # (B, T, width)
+        T = x.shape[1]
+        if logits not in _LOGITS:
+            raise ValueError(f"logits must be one of {_LOGITS}; got {logits!r}")
+        order = range(self.config.n_layers) if layers is None else self._layers(layers)
+        pos = self._positions(positions, T, cache)                              # (T,) int32
+        if tree_mask is not None and (tree_mask.shape != (T, T) or tree_mask.dtype != torch.bool):
+            raise ValueError(f"tree_mask must be bool ({T}, {T}) for {T} rows; got {tree_mask.dtype} {tuple(tree_mask.shape)}")
+        keep = self._collector(collect)
+        table = self.rope.table(pos, x.dtype)
+        for layer in order:
+            keep("hidden", layer, x)
+            x = x + self._attention(layer, x, pos, table, tree_mask, cache, attend, keep)
+            x = x + (ffn or self.ffn)(layer, self._rms(x, self.blocks[layer].norm_2))
+        out = None if logits == "none" else self.head(x if logits == "all" else x[:, -1:])
+        return Output(out, x, keep.found)
+
+    __call__ = forward
+
+    def _attention(self, layer: int, x: Tensor, pos: Tensor, table: tuple[Tensor, Tensor], tree_mask: Tensor | None,
+                   cache: Cache | None, attend: Callable | None, keep: _Collector) -> Tensor:
+        """Attention of one block, `(B, T, width) -> (B, T, width)`: project, rotate, store, attend, observe, project."""
+        c, block = self.config, self.blocks[layer]
+        B, T, _ = x.shape
+        h = self._rms(x, block.norm_1)
+        q_pre = F.linear(h, block.q).view(B, T, c.n_heads, c.head_dim).transpose(1, 2)        # (B, Hq, T, D)
+        k_pre = F.linear(h, block.k).view(B, T, c.n_kv_heads, c.head_dim).transpose(1, 2)     # (B, Hkv, T, D)
+        v = F.linear(h, block.v).view(B, T, c.n_kv_heads, c.head_dim).transpose(1, 2)
+        q, k = rope_module.apply(q_pre, *table), rope_module.apply(k_pre, *table)
+        if cache is None:
+            view = [Part(k, v, pos)]
+        else:
+            cache.append(layer, k_pre, k, v, pos)
+            view = cache.view(layer, q)
+        observed = cache is not None and cache.wants_observation
+        o = None
+        if attend is None and not observed and not keep.wants("lse", layer):
+            o = _fast_attention(q, view, pos, tree_mask)
+        if o is None:
+            partial = (attend or self.attend)(layer, q, view, pos_q=pos, tree_mask=tree_mask)
+            o = partial.o
+            keep("lse", layer, partial.lse)
+        if observed:
+            phase = "prefill" if T > 1 else "decode"
+            cache.observe(layer, Observation(layer, c.n_layers, q, q_pre, pos, view, partial.lse, x, phase))
+        for name, value in (("q", q), ("k", k), ("v", v), ("q_pre", q_pre), ("k_pre", k_pre), ("attn", o)):
+            keep(name, layer, value)
+        return F.linear(o.transpose(1, 2).reshape(B, T, c.n_heads * c.head_dim), block.o)
+
+    def _attend_part(self, q: Tensor, part: Part, pos_q: Tensor, tree_mask: Tensor | None) -> Partial:
+        """Attention over the rows of one part, a tile of queries at a time."""
+        B, Hq, T, D = q.shape
+        Hkv, S = part.k.shape[1:3]
+        if Hq % Hkv:
+            raise ValueError(f"q has {Hq} heads, which is no multiple of the {Hkv} heads of the part; one KV head serves Hq // Hkv queries")
+        wide = torch.promote_types(q.dtype, torch.float32)
+        k, v = part.k.to(wide), part.v.to(wide)
+        if part.rope == "pre":
+            k = self.rope.rotate(k, part.pos.clamp(min=0))
+        pos = part.pos if part.pos.dim() == 1 else part.pos[:, :, None, None]                # (S,) or (B, Hkv, 1, 1, S)
+        padding = part.pos < 0
+        if bool(padding.any()):                                                              # 0 * NaN is NaN: blank the padding
+            v = v.masked_fill(padding[..., None], 0)
+        grouped = q.to(wide).unflatten(1, (Hkv, Hq // Hkv)) / math.sqrt(D)                   # (B, Hkv, G, T, D)
+        tile = max(1, _TILE // max(1, B * Hq * S))
+        pieces = []
+        for start in range(0, T, tile):
+            rows = slice(start, start + tile)
+            allowed = (pos >= 0) & (pos <= pos_q[rows, None])                                # (t, S) or (B, Hkv, 1, t, S)
+            if tree_mask is not None:
+                allowed = torch.cat([allowed[..., : S - T], tree_mask[rows].expand(*allowed.shape[:-1], T)], dim=-1)
+            logits = grouped[..., rows, :] @ k[:, :, None].mT                                # (B, Hkv, G, t, S)
+            if part.w is not None:
+                logits = logits + part.w.to(wide).log()[:, :, None, None]
+            pieces.append(from_logits(logits.masked_fill(~allowed, float("-inf")), v[:, :, None]))
+        o = torch.cat([piece.o for piece in pieces], dim=-2) if len(pieces) > 1 else pieces[0].o
+        lse = torch.cat([piece.lse for piece in pieces], dim=-1) if len(pieces) > 1 else pieces[0].lse
+        return Partial(o.flatten(1, 2), lse.flatten(1, 2))
+
+    # ---- what callers do with it
+
+    @torch.no_grad()
+    def generate(self, prompt: str | Tensor | Sequence[int], *, max_new: int = 64, cache: Cache | None = None,
+                 temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None,
+                 stop_at_eos: bool = True, attend: Callable[..., Partial] | None = None) -> Generation:
+        """Continue a prompt, one token per forward pass.
+
+        Args:
+            prompt: text as it is (see `tokenizer.chat` for conversations), or ids `(T,)` or `(1, T)`.
+            cache: continues what it has seen already; a new one by default.
+            temperature: 0 is greedy (ties to the lower id); top_k: 0 keeps all; top_p: 1 keeps all.
+            generator: of the random draws, on the device of the model; required reading for reproducible samples.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else torch.as_tensor(prompt, device=self.device).reshape(1, -1)
+        if ids.shape[1] == 0:
+            raise ValueError("prompt is empty; give at least one token")
+        if max_new < 0:
+            raise ValueError(f"max_new must be >= 0; got {max_new}")
+        cache = self.new_cache() if cache is None else cache
+        tokens: list[int] = []
+        while len(tokens) < max_new:
+            row = self.forward(ids, cache=cache, attend=attend, logits="last").logits[0, -1]      # (V,)
+            tokens.append(sample(row, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator))
+            if stop_at_eos and tokens[-1] in self.config.eos:
+                break
+            ids = torch.tensor([tokens[-1:]], device=self.device)
+        text = "" if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special=True)
+        return Generation(tokens, text, len(tokens))
+
+    @torch.no_grad()
+    def nll(self, ids: Tensor, **seams: Any) -> Tensor:
+        """Surprise of every token but the first, in nats: `(B, T) -> (B, T - 1)` float32; `exp(mean)` is perplexity.
+
+        Logits are made 256 rows at a time, so a long text needs no `(T, V)` array. `seams` go to `forward`.
+        """
+        ids = ids.reshape(1, -1) if ids.dim() == 1 else ids
+        hidden = self.forward(ids, logits="none", **seams).hidden[:, :-1]
+        parts = [F.cross_entropy(self.head(h).float().transpose(1, 2), y, reduction="none")
+                 for h, y in zip(hidden.split(256, dim=1), ids[:, 1:].split(256, dim=1))]
+        return torch.cat(parts, dim=1)
+
+    # ---- checks and small things
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Root-mean-square norm, computed in at least float32."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
+        return (wide * scale).to(x.dtype) * weight
+
+    def _input(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        if (ids is None) == (embeds is None):
+            raise ValueError("give exactly one of ids and embeds")
+        if embeds is not None:
+            if embeds.dim() != 3 or embeds.shape[-1] != self.config.width or embeds.shape[1] == 0:
+                raise ValueError(f"embeds must be (B, T >= 1, {self.config.width}); got {tuple(embeds.shape)}")
+            if not bool(embeds.isfinite().all()):
+                raise ValueError("embeds holds NaN or infinity; look at the step that made it (uninitialised memory, a division by zero)")
+            return embeds.to(self.dtype)
+        ids = torch.as_tensor(ids, device=self.device)
+        ids = ids[None] if ids.dim() == 1 else ids
+        if ids.dim() != 2 or ids.shape[1] == 0 or ids.is_floating_point():
+            raise ValueError(f"ids must be whole numbers (B, T >= 1) or (T,); got {ids.dtype} {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab:
+            raise ValueError(f"ids must be in [0, {self.config.vocab}); got {low} .. {high} (another model's tokenizer?)")
+        return self.embed(ids)
+
+    def _layers(self, layers: Iterable[int]) -> list[int]:
+        order = list(layers)
+        wrong = [layer for layer in order if not 0 <= layer < self.config.n_layers]
+        if wrong:
+            raise ValueError(f"layers must be in [0, {self.config.n_layers}); got {wrong}")
+        return order
+
+    def _positions(self, positions: Tensor | None, T: int, cache: Cache | None) -> Tensor:
+        start = 0 if cache is None else cache.seen
+        if positions is None:
+            return torch.arange(start, start + T, dtype=torch.int32, device=self.device)
+        pos = torch.as_tensor(positions, device=self.device)
+        if pos.shape != (T,) or pos.is_floating_point() or int(pos.min()) < 0:
+            raise ValueError(f"positions must be {T} whole numbers >= 0, one per row; got {pos.dtype} {tuple(pos.shape)}")
+        return pos.to(torch.int32)
+
+    def _collector(self, names: Iterable[str]) -> _Collector:
+        wanted: dict[str, set[int] | None] = {}
+        for name in [names] if isinstance(names, str) else names:
+            kind, _, layer = name.partition(".")
+            if kind not in COLLECT or (layer and not (layer.isdigit() and int(layer) < self.config.n_layers)):
+                raise ValueError(f"collect knows {', '.join(COLLECT)}, alone or with a layer below {self.config.n_layers} "
+                                 f"as in 'q.5'; got {name!r}")
+            if not layer:
+                wanted[kind] = None                                             # every layer
+            elif wanted.get(kind, set()) is not None:
+                wanted.setdefault(kind, set()).add(int(layer))
+        return _Collector(wanted)
+
+
+@dataclass
+class _Collector:
+    """Keeps the tensors that were asked for."""
+
+    wanted: dict[str, set[int] | None]
+    found: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+
+    def wants(self, name: str, layer: int) -> bool:
+        return name in self.wanted and (self.wanted[name] is None or layer in self.wanted[name])
+
+    def __call__(self, name: str, layer: int, value: Tensor) -> None:
+        if self.wants(name, layer):
+            self.found.setdefault(name, {})[layer] = value
+
+
+def _fast_attention(q: Tensor, view: list[Part], pos_q: Tensor, tree_mask: Tensor | None) -> Tensor | None:
+    """Exact attention by torch's fused kernel where it applies (one plain part); None where it does not.
+
+    A single query whose keys are all visible is folded into its KV head: the G query heads become G rows of one
+    unmasked call, so keys and values are neither repeated nor masked.
+    """
+    part = view[0]
+    if len(view) > 1 or part.w is not None or part.rope == "pre" or part.pos.dim() > 1:
+        return None
+    (_, Hq, T, D), (Hkv, S) = q.shape, part.k.shape[1:3]
+    if T == 1:
+        low, high = part.pos.aminmax()
+        if low < 0 or high > pos_q[0]:
+            return None
+        return F.scaled_dot_product_attention(q.view(-1, Hkv, Hq // Hkv, D), part.k, part.v).reshape(q.shape[0], Hq, 1, -1)
+    if tree_mask is None and S == T and bool((pos_q[1:] > pos_q[:-1]).all()) and torch.equal(part.pos, pos_q):
+        return F.scaled_dot_product_attention(q, part.k, part.v, is_causal=True, enable_gqa=Hq != Hkv)
+    if bool((part.pos < 0).any()):
+        return None
+    allowed = part.pos <= pos_q[:, None]                                        # (T, S)
+    if tree_mask is not None:
+        allowed[:, S - T:] = tree_mask
+    return F.scaled_dot_product_attention(q, part.k, part.v, attn_mask=allowed, enable_gqa=Hq != Hkv)
+
+
+def sample(logits: Tensor, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+           generator: torch.Generator | None = None) -> int:
+    """One token id from logits `(V,)`: temperature, then top-k, then top-p; greedy at temperature 0.
+
+    top-p keeps the shortest prefix of the sorted probabilities whose mass reaches it, the crossing token included.
+    """
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
+    if temperature == 0:
+        return int(logits.argmax())
+    p, order = torch.softmax(logits.double() / temperature, dim=-1).sort(descending=True, stable=True)
+    if top_k:
+        p[top_k:] = 0
+    p = p / p.sum()
+    p[(p.cumsum(0) - p) >= top_p] = 0
+    return int(order[torch.multinomial(p, 1, generator=generator)])
+
+
+def tiny_llama(*, n_layers: int = 2, n_heads: int = 4, n_kv_heads: int = 2, head_dim: int = 16, width: int = 64,
+               ffn_width: int = 96, vocab: int = 97, rope_base: float = 10000.0, max_positions: int = 4096,
+               eos: tuple[int, ...] = (), seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Model:
+    """A random model for tests: small, in float64, the same for the same seed."""
+    config = Config(n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, width=width,
+                    ffn_width=ffn_width, vocab=vocab, rope_base=rope_base, max_positions=max_positions, norm_eps=1e-5,
+                    eos=eos, name="tiny", source=f"random, seed {seed}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(out: int, into: int) -> Tensor:
+        return torch.randn(out, into, generator=generator, dtype=torch.float64) * (2 / into) ** 0.5
+
+    def scale() -> Tensor:
+        return 1 + 0.1 * torch.randn(width, generator=generator, dtype=torch.float64)
+
+    q, kv = n_heads * head_dim, n_kv_heads * head_dim
+    tensors = {"model.embed_tokens.weight": matrix(vocab, width), "model.norm.weight": scale(), "lm_head.weight": matrix(vocab, width)}
+    for layer in range(n_layers):
+        made = {"norm_1": scale(), "q": matrix(q, width), "k": matrix(kv, width), "v": matrix(kv, width), "o": matrix(width, q),
+                "norm_2": scale(), "gate": matrix(ffn_width, width), "up": matrix(ffn_width, width), "down": matrix(width, ffn_width)}
+        tensors |= {f"model.layers.{layer}.{_NAMES[part]}.weight": w for part, w in made.items()}
+    return Model.from_tensors(config, tensors, dtype=dtype, device=device)
