@@ -133,7 +133,8 @@ def _storable(array: np.ndarray) -> np.ndarray:
         fits = array.size == 0 or (array.min() >= bound.min and array.max() <= bound.max)
         return np.ascontiguousarray(array, np.int32 if fits else np.float64)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"an array of dtype {array.dtype} cannot be drawn; record numbers (texts belong in trace.subject)")
+        raise ValueError(f"an array of dtype {array.dtype} cannot be drawn; record numbers "
+                         "(texts belong in trace.subject)")
     return np.ascontiguousarray(array)
 
 
@@ -179,7 +180,7 @@ def dial(name: str, label: str | None = None, *, values: Iterable | None = None,
          unit: str = "", note: str = "") -> dict:
     """One control below a figure. `kind` is "slider", "select", "segments" (few choices side by side) or "toggle".
 
-    Left out, `kind` follows from the rest: a toggle for no values at all, a slider for numbers, else segments or select.
+    Left out, `kind` follows from the rest: a toggle for no values, a slider for numbers, else segments or select.
     """
     values = list(values) if values is not None else None
     if kind is None:
@@ -201,8 +202,10 @@ def dial(name: str, label: str | None = None, *, values: Iterable | None = None,
         value = values[0] if values is not None else min
     if values is not None and value not in values:
         raise ValueError(f"dial {name!r}: value must be one of {values}; got {value!r}")
-    found = {"name": name, "label": label or name, "kind": kind, "value": value, "mode": mode, "unit": unit, "note": note}
-    return plain(found | ({"values": values} if values is not None else {"min": min, "max": max, "step": step}))
+    found = {"name": name, "label": label or name, "kind": kind, "value": value, "mode": mode}
+    found |= {"unit": unit, "note": note}
+    found |= {"values": values} if values is not None else {"min": min, "max": max, "step": step}
+    return plain(found)
 
 
 # ------------------------------------------------------------------------------------------------------------- widget
@@ -294,8 +297,8 @@ class TutorWidget(anywidget.AnyWidget):
 
     def _check(self, trace: Trace) -> None:
         if self.schemas and trace.schema not in self.schemas:
-            raise ValueError(f"{type(self).__name__} draws {' or '.join(self.schemas)}; got a trace of {trace.schema!r}. "
-                             "Pick the figure named in tutor/schemas.py for it.")
+            raise ValueError(f"{type(self).__name__} draws {' or '.join(self.schemas)}; got a trace of "
+                             f"{trace.schema!r}. Pick the figure named in tutor/schemas.py for it.")
 
     def _dials(self, dials: list[dict], recorded: list[tuple[dict, Trace]]) -> list[dict]:
         if len(recorded) > MOST_VARIANTS:
@@ -383,7 +386,8 @@ class TutorWidget(anywidget.AnyWidget):
         return still.finish()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._trace.schema}, {self._trace.steps} steps): {self.title}. {self.caption}".strip()
+        name, trace = type(self).__name__, self._trace
+        return f"{name}({trace.schema}, {trace.steps} steps): {self.title}. {self.caption}".strip()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         found = super()._repr_mimebundle_(**kwargs)

@@ -1,4 +1,4 @@
-"""A small SVG page: title, drawing, sentence and caption, in the light palette. For print and places without scripts."""
+"""A small SVG page: title, drawing, sentence and caption, light palette. For print and places without scripts."""
 
 from __future__ import annotations
 
@@ -77,10 +77,12 @@ class Still:
         below = []
         for text, size, fill in ((self.sentence, 12, "ink"), (self.caption, 12, "muted")):
             for line in wrap(text, self.inner, size):
-                below.append(f'<text x="16" y="{_number(y)}" font-size="{size}" fill="{COLOURS[fill]}">{escape(line)}</text>')
+                below.append(f'<text x="16" y="{_number(y)}" font-size="{size}" fill="{COLOURS[fill]}">'
+                             f"{escape(line)}</text>")
                 y += 1.45 * size
             y += 4
-        title = f'<text x="16" y="24" font-size="14" font-weight="600" fill="{COLOURS["ink"]}">{escape(self.title)}</text>'
+        title = (f'<text x="16" y="24" font-size="14" font-weight="600" fill="{COLOURS["ink"]}">'
+                 f"{escape(self.title)}</text>")
         return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {_number(y)}" width="{self.width}" '
                 f'height="{_number(y)}" role="img" font-family="system-ui, sans-serif">'
                 f'<title>{escape(self.title)}</title><desc>{escape(f"{self.sentence} {self.caption}".strip())}</desc>'
