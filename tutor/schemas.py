@@ -56,6 +56,28 @@ register_schema(Schema("attention.grid/1", ("selected",), _describe_grid,
                        ("q", "q_scale", "k", "k_scale", "kv_of", "lse", "overview")))
 
 
+# A step is one tile of a blocked attention (attention_grid draws the tiles over the scores).
+# events: kind, step, i, j (query block, key block), masked (bool, of "ran"); "updated" rows of one head: row, top (largest
+#   logit of the tile), lse (running, after the tile), rescale (what the older output was multiplied by)
+#   plan  int8 (Tr, Tc)      0 skipped, 1 every pair, 2 only the allowed pairs          lse  float32 (T,)  final
+# params: br, bc, order; subject: T, S, head, causal, tokens
+def _describe_tiles(trace: Trace, step: int) -> str:
+    now = trace.at(step)
+    kinds = ("ran", "skipped", "updated")
+    ran = int(np.flatnonzero(now["kind"] == kinds.index("ran"))[0])
+    i, j = int(now["i"][ran]), int(now["j"][ran])
+    br, bc, total = trace.params["br"], trace.params["bc"], int((trace.arrays["plan"] > 0).sum())
+    rows = f"queries {i * br} to {min((i + 1) * br, trace.subject['T']) - 1}"
+    keys = f"keys {j * bc} to {min((j + 1) * bc, trace.subject['S']) - 1}"
+    shrink = now["rescale"][now["kind"] == kinds.index("updated")]
+    told = "this is their first tile" if not shrink.any() else f"what they had is scaled by {shrink.min():.2f} to {shrink.max():.2f}"
+    cut = ", cut by the causal mask" if now["masked"][ran] else ""
+    return f"Tile {step + 1} of {total}: {rows} meet {keys}{cut}; {told}. {trace.arrays['plan'].size - total} tiles are skipped."
+
+
+register_schema(Schema("attention.tiles/1", ("ran", "skipped", "updated"), _describe_tiles, ("plan", "lse")))
+
+
 # -------------------------------------------------------------------------------------------------------- token_strip
 # A step is one row of weights over the text.
 #   weights float32 (R, S)  >= 0        kept  uint8 (R, S) optional: 1 kept, 0 dropped, 2 not yet seen

@@ -31,7 +31,8 @@ class Partial:
 
     def __post_init__(self):
         if self.o.shape[:-1] != self.lse.shape:
-            raise ValueError(f"o {tuple(self.o.shape)} and lse {tuple(self.lse.shape)} disagree: lse must be o's shape without its last axis")
+            raise ValueError(f"o {tuple(self.o.shape)} and lse {tuple(self.lse.shape)} disagree: "
+                             "lse must be o's shape without its last axis")
 
 
 def empty_like(q: Tensor, dv: int | None = None) -> Partial:
@@ -41,15 +42,19 @@ def empty_like(q: Tensor, dv: int | None = None) -> Partial:
 
 
 def from_logits(logits: Tensor, v: Tensor) -> Partial:
-    """Softmax-weighted mean of values from masked logits.
+    """Softmax-weighted mean of values from masked logits, with the maximum subtracted before anything is raised to e.
 
     Args:
         logits: `(..., T, S)`, scaled, `-inf` where a key is not allowed.
         v: `(..., S, Dv)`, broadcastable to the leading axes of `logits`.
     """
-    lse = torch.logsumexp(logits, dim=-1)                                  # (..., T)
-    safe = torch.where(lse == float("-inf"), torch.zeros_like(lse), lse)   # an empty row: exp(-inf - 0) = 0, never NaN
-    return Partial(torch.exp(logits - safe[..., None]) @ v, lse)
+    if logits.shape[-1] == 0:                                              # no keys: the identity
+        return Partial(logits @ v, logits.new_full(logits.shape[:-1], float("-inf")))
+    m = finite(logits.amax(dim=-1))                                        # (..., T)
+    weights = torch.exp(logits - m[..., None])                             # (..., T, S), the largest is 1
+    total = weights.sum(dim=-1)                                            # (..., T), 0 for an empty row
+    o = (weights @ v) / torch.where(total > 0, total, 1.0)[..., None]
+    return Partial(o, m + torch.log(total))                                # log 0 = -inf marks the empty row
 
 
 def merge(*parts: Partial) -> Partial:
@@ -67,7 +72,11 @@ def merge(*parts: Partial) -> Partial:
         return parts[0]
     lses = torch.stack([part.lse for part in parts])                       # (P, B, Hq, T)
     lse = torch.logsumexp(lses, dim=0)
-    safe = torch.where(lse == float("-inf"), torch.zeros_like(lse), lse)   # all parts empty: every weight is 0
-    weights = torch.exp(lses - safe)
+    weights = torch.exp(lses - finite(lse))                                # all parts empty: every weight is 0
     o = sum(weight[..., None].to(part.o.dtype) * part.o for weight, part in zip(weights, parts))
     return Partial(o, lse)
+
+
+def finite(x: Tensor) -> Tensor:
+    """`x` with 0 in place of `-inf`, so that `-inf - finite(x)` stays `-inf` and never becomes NaN."""
+    return torch.where(x == float("-inf"), torch.zeros_like(x), x)
