@@ -28,7 +28,7 @@ def write_page(folder: Path, *widgets, theme: str = "light", name: str = "index.
     """Writes `folder/name` and the host beside it."""
     from ipywidgets.embed import embed_data
 
-    data = embed_data(views=list(widgets))
+    data = embed_data(views=list(widgets), drop_defaults=False)
     escaped = lambda value: json.dumps(value, allow_nan=False).replace("</", "<\\/")
     views = "\n".join(f'<script type="application/vnd.jupyter.widget-view+json">{escaped(view)}</script>'
                       for view in data["view_specs"])
@@ -41,7 +41,12 @@ def write_page(folder: Path, *widgets, theme: str = "light", name: str = "index.
 
 
 def ready(page, count: int = 1) -> None:
-    page.wait_for_function(f"document.querySelectorAll('.tw[data-ready=true]').length >= {count}")
+    from playwright.sync_api import TimeoutError
+
+    try:
+        page.wait_for_function(f"document.querySelectorAll('.tw[data-ready=true]').length >= {count}", timeout=10_000)
+    except TimeoutError:
+        raise AssertionError(f"the figures did not appear: {page.watch.faults}; {page.inner_text('main')}") from None
     settle(page)
 
 
@@ -93,12 +98,12 @@ def shoot(folder: str | Path, widths: tuple[int, ...] = (1280, 360), themes: tup
                 write_page(Path(place), widget, theme=theme, name=f"{name}-{theme}.html")
                 for width in widths:
                     page = browser.new_page(viewport={"width": width, "height": 700})
-                    watch = Watch(page)
+                    page.watch = Watch(page)
                     page.goto(f"{address}{name}-{theme}.html")
                     ready(page)
                     made.append(folder / f"{name}-{width}-{theme}.png")
                     page.screenshot(path=str(made[-1]), full_page=True)
-                    for fault in watch.faults:
+                    for fault in page.watch.faults:
                         print(f"{name} {width} {theme}: {fault}")
                     page.close()
         browser.close()
