@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from tutor.kvcache.rows import Rows
 from tutor.kvcache.select import Keep
 from tutor.model.cache import Observation, Part
 from tutor.trace import Recorder
+
+if TYPE_CHECKING:
+    from tutor.model.llama import Model
 
 Rotate = Callable[[Tensor, Tensor], Tensor]      # (x (B, H, S, D), positions (S,) or (B, H, S)) -> x after RoPE
 
@@ -167,6 +171,11 @@ class RaggedCache:
         self.wants_observation = policy.evicts
         self._rotate = rotate
         self._layers: list[Store | None] = [None] * n_layers
+
+    @classmethod
+    def for_model(cls, model: Model, policy: Policy, budget: int | None = None, **settings: Any) -> RaggedCache:
+        """A cache of the model's depth, with the model's rotation."""
+        return cls(policy, budget, model.config.n_layers, rotate=model.rope.rotate, **settings)
 
     # ---------------------------------------------------------------------------------------------------- the protocol
     @property
