@@ -1,0 +1,285 @@
+"""Build the site: gather, generate, execute, render, then check that no page asks another server for anything.
+
+    python -m tutor.book.build                  # into book/_build/html
+    python -m tutor.book.build --no-execute     # prose only, in seconds: notebooks are shown without outputs
+
+The steps, each a function below:
+
+1. `gather`    book/ and notebooks/ are copied to book/_build/src, with plotly.min.js from the installed package;
+2. `generate`  the pages made from the catalog, claims and results (`tutor.book.pages`) are written beside them;
+3. `render`    Jupyter Book executes the notebooks and writes HTML; a warning is an error;
+4. `finish`    maps and leftovers are removed;
+5. `inspect`   every page is read again: resources from elsewhere, widgets without state, links to nowhere.
+
+Executed notebooks are cached, and the cache is thrown away when the package, the data or a tool changed: a picture on
+the site always belongs to the code of the site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import yaml
+from bs4 import BeautifulSoup
+
+from tutor import catalog
+from tutor.book import pages
+
+MOST_BYTES = 60 * 1024 * 1024
+SKIP = {"_build", "__pycache__", ".ipynb_checkpoints", "make_papers.py"}
+WIDGET_VIEW, WIDGET_STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+
+# Elements whose address is fetched when the page is opened (a plain <a href> is not).
+FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
+           "object": "data", "link": "href"}
+LINK_KINDS = {"stylesheet", "icon", "shortcut", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+
+
+def project_root() -> Path:
+    """The checkout; a `RuntimeError` elsewhere, since book and notebooks are not in the wheel."""
+    folder = catalog.root()
+    if folder is None or not (folder / "book").is_dir():
+        raise RuntimeError("the book is built from a checkout of the project; the installed package has no book/ folder")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------ 1 gather
+def sources(root: Path) -> Iterator[tuple[Path, str]]:
+    """(file, place in the source tree) of everything that is copied."""
+    for folder, prefix in ((root / "book", ""), (root / "notebooks", "notebooks/")):
+        for path in sorted(folder.rglob("*")):
+            relative = path.relative_to(folder)
+            if path.is_file() and not SKIP & {*relative.parts}:
+                yield path, prefix + relative.as_posix()
+    plotly = Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
+    yield plotly, "assets/vendor/plotly.min.js"
+
+
+def stamp(root: Path) -> str:
+    """A hash of all that an executed notebook depends on: the package, the data, the tools."""
+    digest = hashlib.sha256()
+    for folder, kinds in (("tutor", {".py", ".js", ".css", ".json"}), ("data", None), ("benchmarks/results", None)):
+        for path in sorted((root / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and (kinds is None or path.suffix in kinds):
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for package in ("torch", "numpy", "plotly", "anywidget", "myst-nb", "sphinx"):
+        digest.update(f"{package}=={version(package)}\n".encode())
+    return digest.hexdigest()
+
+
+def put(path: Path, content: bytes) -> bool:
+    """Write a file unless it already holds this, so that unchanged pages are not rendered again."""
+    if path.exists() and path.read_bytes() == content:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return True
+
+
+def gather(root: Path, src: Path) -> set[str]:
+    """Copy the sources; returns the places that were filled."""
+    placed = set()
+    for path, place in sources(root):
+        put(src / place, path.read_bytes())
+        placed.add(place)
+    return placed
+
+
+# ---------------------------------------------------------------------------------------------------------- 2 generate
+def expand_toc(toc: dict, places: Iterable[str]) -> dict:
+    """The table of contents with every `glob` replaced by the pages that match, in order, and method pages under their family.
+
+    >>> toc = {"parts": [{"chapters": [{"glob": "notebooks/10_x/*"}, {"file": "notebooks/00_a"}]}]}
+    >>> expand_toc(toc, ["notebooks/10_x/02_b.ipynb", "notebooks/10_x/01_a.ipynb"])["parts"][0]["chapters"]
+    [{'file': 'notebooks/10_x/01_a'}, {'file': 'notebooks/10_x/02_b'}]
+    """
+    known = sorted(Path(place).with_suffix("").as_posix() for place in places if place.endswith((".md", ".ipynb")))
+
+    def entries(items: list[dict]) -> list[dict]:
+        out = []
+        for item in items:
+            if "glob" in item:
+                names = [name for name in known if Path(name).match(item["glob"]) and name.count("/") == item["glob"].count("/")]
+            else:
+                names = [item["file"]] if item["file"] in known else []
+            for name in names:
+                entry = {"file": name}
+                below = entries(item["sections"]) if "sections" in item else []
+                if "glob" in item and name.endswith("/index"):        # a family: its methods hang below it
+                    folder = name.removesuffix("index")
+                    below = [{"file": other} for other in known if other.startswith(folder) and other != name]
+                out.append(entry | ({"sections": below} if below else {}))
+        return out
+
+    parts = [part | {"chapters": entries(part["chapters"])} for part in toc["parts"]]
+    return toc | {"parts": [part for part in parts if part["chapters"]]}
+
+
+def generate(root: Path, src: Path, placed: set[str], *, execute: bool) -> None:
+    """Write generated pages, the table of contents and the configuration; remove what no longer belongs."""
+    made = pages.everything(root, notebooks=sorted(place for place in placed if place.endswith(".ipynb")))
+    for place, text in made.items():
+        put(src / place, text.encode("utf-8"))
+    toc = yaml.safe_load((root / "book" / "_toc.yml").read_text("utf-8"))
+    config = yaml.safe_load((root / "book" / "_config.yml").read_text("utf-8"))
+    if not execute:
+        config["execute"]["execute_notebooks"] = "off"
+    put(src / "_toc.yml", yaml.safe_dump(expand_toc(toc, {*placed, *made}), sort_keys=False).encode())
+    put(src / "_config.yml", yaml.safe_dump(config, sort_keys=False).encode())
+    keep = placed | {*made} | {"_toc.yml", "_config.yml"}
+    for path in [p for p in src.rglob("*") if p.is_file()]:
+        place = path.relative_to(src).as_posix()
+        if place not in keep and not place.startswith(("_build/", "assets/traces/")):
+            path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------------ 3 render
+def render(src: Path) -> Path:
+    """Run Jupyter Book on the source tree and return the folder with HTML.
+
+    Raises:
+        RuntimeError: a notebook failed or a page has a warning (both are in the output above).
+    """
+    environment = os.environ | {"TUTOR_ASSETS": str(src / "assets"), "PYTHONWARNINGS": "ignore", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    import torch
+
+    if not torch.cuda.is_available():
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(src), "-W", "--keep-going"]
+    finished = subprocess.run(command, env=environment, cwd=src, check=False)
+    if finished.returncode:
+        raise RuntimeError("Jupyter Book found an error or a warning (above); mend the page or notebook that it names and build again")
+    traces = src / "assets" / "traces"                       # written by the notebooks while they ran: after Sphinx looked
+    if traces.is_dir():
+        shutil.copytree(traces, src / "_build" / "html" / "_static" / "traces", dirs_exist_ok=True)
+    return src / "_build" / "html"
+
+
+# ------------------------------------------------------------------------------------------------------------ 4 finish
+def finish(html: Path, out: Path) -> None:
+    """Copy to its place without source maps, page sources and translations; the old site stays until the new one is whole."""
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(html, fresh, ignore=shutil.ignore_patterns("*.map", "_sources", ".buildinfo*", "objects.inv", "locales"))
+    if out.exists():
+        shutil.rmtree(out)
+    fresh.rename(out)
+
+
+# ----------------------------------------------------------------------------------------------------------- 5 inspect
+def outside(address: str) -> bool:
+    parts = urlsplit(address)
+    return bool(parts.netloc) or parts.scheme in ("http", "https", "ftp", "ws", "wss")
+
+
+def faults(page: Path, site: Path, anchors: dict[Path, set[str]], *, executed: bool = True) -> list[str]:
+    """What is wrong with one page, each in a sentence."""
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    found = []
+    for tag, attribute in FETCHED.items():
+        for element in soup.find_all(tag):
+            address = element.get(attribute)
+            if not address or (tag == "link" and not LINK_KINDS & {*element.get("rel", [])}):
+                continue
+            if outside(address):
+                found.append(f"<{tag}> asks another server for {address}")
+    for link in soup.find_all(["a", "img", "script", "link"]):
+        address = link.get("href") or link.get("src") or ""
+        if not address or outside(address) or urlsplit(address).scheme:
+            continue
+        path, anchor = urldefrag(address)
+        path = urlsplit(path).path
+        target = (site / path.lstrip("/") if path.startswith("/") else page.parent / unquote(path)).resolve() if path else page
+        if target.is_dir():
+            target = target / "index.html"
+        if not target.exists():
+            found.append(f"link to {address}, which does not exist")
+        elif anchor and target in anchors and unquote(anchor) not in anchors[target]:
+            found.append(f"link to {address}, which has no such anchor")
+    views = [json.loads(tag.string) for tag in soup.find_all("script", type=WIDGET_VIEW)]
+    states = {key for tag in soup.find_all("script", type=WIDGET_STATE) for key in json.loads(tag.string)["state"]}
+    lost = [view["model_id"] for view in views if view["model_id"] not in states]
+    if lost and executed:
+        found.append(f"{len(lost)} of {len(views)} widgets have no saved state: they would stay empty")
+    return found
+
+
+def inspect(out: Path, *, executed: bool = True) -> tuple[int, int]:
+    """Read every page again; returns (pages, bytes).
+
+    Raises:
+        RuntimeError: something on a page is wrong (all of it is listed), or the site is too large.
+    """
+    found_pages = sorted(out.rglob("*.html"))
+    anchors = {}
+    for page in found_pages:
+        soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+        anchors[page.resolve()] = {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} | {"top", ""}
+    problems = [f"{page.relative_to(out)}: {fault}" for page in found_pages
+                for fault in faults(page.resolve(), out.resolve(), anchors, executed=executed)]
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if size > MOST_BYTES:
+        problems.append(f"the site has {size / 2**20:.1f} MB; at most {MOST_BYTES / 2**20:.0f} MB are allowed")
+    if problems:
+        raise RuntimeError("the built site has faults:\n  " + "\n  ".join(problems))
+    return len(found_pages), size
+
+
+# --------------------------------------------------------------------------------------------------------------- build
+def build(out: Path | None = None, *, execute: bool = True) -> Path:
+    """Build the whole site and return its folder."""
+    root = project_root()
+    work = root / "book" / "_build"
+    src, out = work / "src", Path(out) if out else work / "html"
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[book {time.monotonic() - started:6.1f} s] {text}", flush=True)
+
+    work.mkdir(parents=True, exist_ok=True)
+    now, mark = stamp(root) + ("" if execute else " prose"), work / "stamp"
+    if not mark.exists() or mark.read_text() != now:
+        say("package, data or tools changed: executed pages are made anew")
+        for old in (src, work / "jupyter_cache"):
+            shutil.rmtree(old, ignore_errors=True)
+        mark.write_text(now)
+    say("gather sources and generate pages")
+    placed = gather(root, src)
+    generate(root, src, placed, execute=execute)
+    lessons = sum(place.endswith(".ipynb") for place in placed)
+    say(f"execute {lessons} notebooks and render" if execute else "render without executing")
+    html = render(src)
+    finish(html, out)
+    count, size = inspect(out, executed=execute)
+    say(f"{count} pages, {size / 2**20:.1f} MB, no request to another server, no dead link: {out}")
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tutor.book.build", description=__doc__.splitlines()[0])
+    parser.add_argument("--no-execute", action="store_true", help="render notebooks without running them")
+    parser.add_argument("--out", type=Path, help="folder of the site (default: book/_build/html)")
+    options = parser.parse_args(arguments)
+    try:
+        build(options.out, execute=not options.no_execute)
+    except RuntimeError as error:
+        print(f"[book] {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
