@@ -103,3 +103,46 @@ class Claim:
             raise AssertionError(f"claim {self.id}: " + "; ".join(problems)
                                  + ". If the change is right, store the new value and say so in CHANGELOG.md.")
         return found
+
+
+class Card:
+    """A claim as a reader sees it: what the paper says, what we measured, where it stops being true."""
+
+    MARKS = {"holds": "● holds", "in_part": "◐ holds in part", "not_here": "○ does not hold here", "unmeasured": "· not measured"}
+
+    def __init__(self, claim: Claim, found: Measured | None = None):
+        self.claim, self.found = claim, found
+
+    def lines(self) -> list[tuple[str, str]]:
+        c, e = self.claim, self.claim.expected
+        numbers = "; ".join(f"{name.replace('_', ' ')} {n.low:g} to {n.high:g} {n.unit}".strip() for name, n in e.numbers.items())
+        rows = [("The paper says", f"{c.paper_says} ({c.where})"), ("We measured", f"{numbers} ({e.date}, {e.machine})"),
+                ("Verdict", self.MARKS[c.status]), ("Where it stops", c.stops)]
+        if self.found is not None:
+            rows.insert(2, ("Just now", self.found.sentence))
+        return rows
+
+    def __repr__(self) -> str:
+        return f"Claim {self.claim.id}\n" + "\n".join(f"  {name}: {text}" for name, text in self.lines())
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in self.lines())
+        return (f'<section class="claim-card claim-{self.claim.status}" aria-label="Claim {escape(self.claim.id)}">'
+                f"<p><strong>Claim card</strong> <code>{escape(self.claim.id)}</code></p><dl>{rows}</dl></section>")
+
+
+def card(claim_id: str, *, measure: bool = False) -> Card:
+    """The card of one claim; `measure=True` runs its experiment now and checks it against what is stored.
+
+    Raises:
+        ValueError: no claim has that id (known ids are listed).
+        AssertionError: measured, and the verdict or a number left its stored value.
+    """
+    from tutor.catalog import claims
+
+    known = claims()
+    if claim_id not in known:
+        raise ValueError(f"no claim {claim_id!r}; there are: {', '.join(sorted(known))}")
+    return Card(known[claim_id], known[claim_id].check() if measure else None)

@@ -34,3 +34,25 @@ def test_bad_verdicts_and_empty_intervals_are_refused():
         Expected("proved", {})
     with pytest.raises(ValueError, match="interval is empty"):
         Number(2, 1)
+
+
+def test_a_card_says_all_four_things():
+    from tutor.claim import Card
+
+    found = Card(claim(), claim().check())
+    assert [name for name, _ in found.lines()] == ["The paper says", "We measured", "Just now", "Verdict", "Where it stops"]
+    assert "0.4 to 0.6" in repr(found) and "It was so." in found._repr_html_()
+
+
+def test_a_card_escapes_markup():
+    from tutor.claim import Card
+
+    sneaky = Claim("toy.x", "attention", "toy", "a <b> & c", "§1", claim().experiment, claim().expected)
+    assert "a &lt;b&gt; &amp; c" in Card(sneaky)._repr_html_()
+
+
+def test_an_unknown_card_lists_the_known_ones():
+    from tutor.claim import card
+
+    with pytest.raises(ValueError, match="no claim 'h2o.makes-coffee'; there are"):
+        card("h2o.makes-coffee")
