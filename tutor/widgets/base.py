@@ -177,10 +177,10 @@ def unpack(header: dict, buffer: bytes) -> dict[str, dict[str, np.ndarray]]:
 # -------------------------------------------------------------------------------------------------------------- dials
 def dial(name: str, label: str | None = None, *, values: Iterable | None = None, min: float | None = None,
          max: float | None = None, step: float = 1, value: Any = None, kind: str | None = None, mode: str = "static",
-         unit: str = "", note: str = "") -> dict:
+         unit: str = "", note: str = "", labels: Iterable[str] | None = None) -> dict:
     """One control below a figure. `kind` is "slider", "select", "segments" (few choices side by side) or "toggle".
 
-    Left out, `kind` follows from the rest: a toggle for no values, a slider for numbers, else segments or select.
+    `labels` are the texts shown in place of `values`. Left out, `kind` follows from the rest: a toggle for no values, a slider for numbers, else segments or select.
     """
     values = list(values) if values is not None else None
     if kind is None:
@@ -204,6 +204,10 @@ def dial(name: str, label: str | None = None, *, values: Iterable | None = None,
         raise ValueError(f"dial {name!r}: value must be one of {values}; got {value!r}")
     found = {"name": name, "label": label or name, "kind": kind, "value": value, "mode": mode}
     found |= {"unit": unit, "note": note}
+    if labels is not None:
+        found["labels"] = list(labels)
+        if values is None or len(found["labels"]) != len(values):
+            raise ValueError(f"dial {name!r}: labels must be one text per value; got {found['labels']} for {values}")
     found |= {"values": values} if values is not None else {"min": min, "max": max, "step": step}
     return plain(found)
 
@@ -216,7 +220,7 @@ class TutorWidget(anywidget.AnyWidget):
         trace: what to draw; may be left out when `variants` are given.
         variants: recorded traces for static dials, `[({"dial": value, …}, trace), …]`, every combination present.
         live: `{dial name: function(settings) -> Trace}`, called when that dial moves and a kernel runs.
-        dials: made by `dial(...)`; dials named in `variants` are made for you when left out.
+        dials: made by `dial(...)`; left out, the figure's own. Dials named in `variants` are made for you.
         caption: the finding, in one or two sentences ("Four tokens hold 61 % of the attention").
         title: short heading.
         step: where the figure opens; choose the step that shows the point.
@@ -248,16 +252,17 @@ class TutorWidget(anywidget.AnyWidget):
         super().__init_subclass__(**kwargs)
 
     def __init__(self, trace: Trace | None = None, *, variants: Iterable[tuple[dict, Trace]] = (),
-                 live: Mapping[str, Callable[[dict], Trace]] | None = None, dials: Iterable[dict] = (),
+                 live: Mapping[str, Callable[[dict], Trace]] | None = None, dials: Iterable[dict] | None = None,
                  caption: str = "", title: str = "", step: int | None = None, file: str = "", **traits):
         self._live = dict(live or {})
         self._asked = ""                          # the live dial whose function made the trace now shown
         recorded = [(dict(when), found) for when, found in variants]
-        dials = self._dials(list(dials), recorded)
+        if trace is None and not recorded:
+            raise ValueError("trace must be given (or variants=[({'dial': value}, trace), …]); got neither")
+        first = trace or recorded[0][1]
+        dials = self._dials(list(self._own_dials(first) if dials is None else dials), recorded)
         settings = {d["name"]: d["value"] for d in dials}
         if trace is None:
-            if not recorded:
-                raise ValueError("trace must be given (or variants=[({'dial': value}, trace), …]); got neither")
             trace = next(found for when, found in recorded if _matches(when, settings))
         self._recorded = [({}, trace)] + recorded if not recorded else recorded
         self._trace = trace
@@ -272,6 +277,10 @@ class TutorWidget(anywidget.AnyWidget):
     # -- what a figure may say about itself
     def _title(self, trace: Trace) -> str:
         return trace.method
+
+    def _own_dials(self, trace: Trace) -> list[dict]:
+        """Dials of display arithmetic that the figure brings when none are given."""
+        return []
 
     def _first_step(self, trace: Trace) -> int:
         return 0

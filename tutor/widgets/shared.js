@@ -70,8 +70,16 @@ export function keptMass(values, mask) {
   return total > 0 ? kept / total : 1;
 }
 
-/** 0.874 as "87 %", 0.0042 as "0.4 %". */
-export const percent = (x) => (x >= 0.01 || x === 0 ? `${(100 * x).toFixed(0)} %` : `${(100 * x).toFixed(1)} %`);
+/** 0.874 as "87 %", 0.0042 as "0.4 %"; as the sentences of tutor/schemas.py write it. */
+export const percent = (x) => `${(100 * x).toFixed(x >= 0.01 ? 0 : 1)} %`;
+
+/** A token with its position, as the sentences of tutor/schemas.py write it. */
+export function tokenName(trace, position) {
+  const token = (trace.subject.tokens || [])[position];
+  if (token === undefined) return String(position);
+  const escapes = { "\n": "\\n", "\t": "\\t", "\r": "\\r", "\f": "\\x0c", "\v": "\\x0b", "\u00a0": "\\xa0" };
+  return `${position} ${token.trim() || `'${token.replace(/[^ ]/g, (c) => escapes[c] || c)}'`}`;
+}
 
 /** The recorded variant that fits the dials: an index into `variants`, or -1. */
 export function pickVariant(variants, settings) {
@@ -111,10 +119,10 @@ function fitCanvas(canvas, width, height) {
 }
 
 const ICONS = {
-  reset: "M4 3v10M13 3.5v9L6.5 8z", back: "M10.5 3.5v9L4.5 8z", forward: "M5.5 3.5v9L11.5 8z",
+  reset: "M4 3.5v9M12 3.5L7 8l5 4.5", back: "M10.5 3.5v9L4.5 8z", forward: "M5.5 3.5v9L11.5 8z",
   play: "M4.5 3v10l8-5z", pause: "M5 3v10M11 3v10",
 };
-const icon = (name) => svg("svg", { viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true", class: "tw-icon" },
+const icon = (name) => svg("svg", { viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true", class: `tw-icon tw-icon-${name}` },
   svg("path", { d: ICONS[name] }));
 
 /** "light" or "dark", as the page that holds the element says: JupyterLab, the book, VS Code, Colab, else the system. */
@@ -244,10 +252,10 @@ function mountFigure(spec, model, el) {
     changed.clear();
     view.draw(state, now);
     live.textContent = sentence();
-    readout.textContent = spec.readout ? spec.readout(state) : "";
+    readout.textContent = spec.readout ? spec.readout(state, view) : "";
     slider.max = steps() - 1;
     slider.value = state.step;
-    const label = spec.stepLabel ? spec.stepLabel(state) : `${state.step + 1} of ${steps()}`;
+    const label = spec.stepLabel ? spec.stepLabel(state, view) : `${state.step + 1} of ${steps()}`;
     slider.setAttribute("aria-valuetext", label);
     place.textContent = label;
     controls.hidden = steps() < 2;
@@ -255,7 +263,7 @@ function mountFigure(spec, model, el) {
   }
 
   function drawLegend() {
-    const items = typeof spec.legend === "function" ? spec.legend(state) : spec.legend || [];
+    const items = typeof spec.legend === "function" ? spec.legend(state, view) : spec.legend || [];
     legend.replaceChildren(...items.map(({ mark, shape, label, node }) =>
       h("span", { class: "tw-key" }, node || swatch(mark, shape), label)));
     legend.hidden = !items.length;
@@ -348,7 +356,7 @@ function mountFigure(spec, model, el) {
 
   function makeDial(d) {
     const key = `${id}-${d.name}`, value = () => state.settings[d.name];
-    const show = (v) => (typeof v === "number" ? v.toLocaleString("en-US").replace(/,/g, " ") : String(v)) + (d.unit ? ` ${d.unit}` : "");
+    const show = (v) => d.labels ? d.labels[d.values.indexOf(v)] : (typeof v === "number" ? v.toLocaleString("en-US").replace(/,/g, " ") : String(v)) + (d.unit ? ` ${d.unit}` : "");
     if (d.kind === "toggle") {
       const box = h("input", { type: "checkbox", id: key, class: "tw-check", "data-dial": d.name });
       box.checked = Boolean(value());

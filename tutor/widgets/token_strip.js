@@ -53,9 +53,14 @@ export default figure({
       },
       draw(state, changed) {
         if (changed.has("trace")) {
-          spans = state.trace.subject.tokens.map((token, i) =>
-            h("span", { class: "tw-tok", "data-i": i }, token.includes("\n") ? token.replace(/\n/g, "↵\n") : token));
-          text.replaceChildren(...spans);
+          const { tokens } = state.trace.subject, inside = [];
+          spans = tokens.map((token, i) => {
+            const lead = token.trim() ? token.match(/^ */)[0] : "";       // the space before a word stays unshaded
+            const span = h("span", { class: "tw-tok", "data-i": i }, token.slice(lead.length).replace(/\n/g, "↵\n"));
+            inside.push(lead, span);
+            return span;
+          });
+          text.replaceChildren(...inside);
           cursor = -1;
         }
         const { shade, mask } = stripState(state);
@@ -78,7 +83,7 @@ export default figure({
   },
   legend(state) {
     const ramp = h("span", { class: "tw-ramp", "aria-hidden": "true" });
-    const keys = [{ node: ramp, label: `darker: more ${state.trace.subject.quantity || "weight"} (square-root scale)` }];
+    const keys = [{ node: ramp, label: `stronger: more ${state.trace.subject.quantity || "weight"} (square-root scale)` }];
     if (stripState(state).mask) keys.push({ mark: "kept", shape: "line", label: "kept" }, { mark: "evicted", shape: "dots", label: "dropped" });
     return keys;
   },
