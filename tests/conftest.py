@@ -1,14 +1,10 @@
-"""Fixtures of the whole suite. Everything here runs on a laptop: no GPU, no network; the real model where it is present."""
+"""Fixtures of the whole suite. It runs on a laptop: no GPU, no network; with the real model where it is present."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))           # so that tests may say `from mutants.mutant import Mutant`
 
 
 def _has_cuda() -> bool:
@@ -64,7 +60,7 @@ def rng():
 
 @pytest.fixture
 def poison(monkeypatch):
-    """Fill every uninitialised tensor with NaN (floats) or the largest value (integers), so that unwritten memory shows."""
+    """Fill uninitialised tensors with NaN (floats) or the largest value (integers): unwritten memory shows."""
     import torch
 
     def fill(tensor):

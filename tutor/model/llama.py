@@ -54,12 +54,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Block:
-    """Weights of one block; matrices are `(out, in)`."""
+    """Weights of one block; matrices are `(out, in)`. q, k and v lie below each other in `qkv`, so x is read once."""
 
     norm_1: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    qkv: Tensor                                  # ((Hq + 2 Hkv) D, width)
     o: Tensor
     norm_2: Tensor
     gate: Tensor
@@ -67,9 +65,13 @@ class Block:
     down: Tensor
 
 
-_NAMES = {"norm_1": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
-          "o": "self_attn.o_proj", "norm_2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
-          "down": "mlp.down_proj"}
+def _shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """Hugging Face name of every tensor of a block, with its shape."""
+    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    return {"input_layernorm": (c.width,), "self_attn.q_proj": (q, c.width), "self_attn.k_proj": (kv, c.width),
+            "self_attn.v_proj": (kv, c.width), "self_attn.o_proj": (c.width, q),
+            "post_attention_layernorm": (c.width,), "mlp.gate_proj": (c.ffn_width, c.width),
+            "mlp.up_proj": (c.ffn_width, c.width), "mlp.down_proj": (c.width, c.ffn_width)}
 
 
 @dataclass(frozen=True)
@@ -124,35 +126,36 @@ class Model:
                  tokenizer: Any = None, *, rope: Rope | None = None):
         self.config, self.tokenizer = config, tokenizer
         self.embedding, self.blocks, self.final_norm, self.head_weight = embedding, tuple(blocks), final_norm, head
-        self.rope = rope or Rope(rope_module.inv_freq(config.head_dim, config.rope_base).to(embedding.device), config.rope_base)
+        speeds = rope_module.inv_freq(config.head_dim, config.rope_base).to(embedding.device)
+        self.rope = rope or Rope(speeds, config.rope_base)
         self.cache_factory: Callable[[], Cache] = lambda: FullCache(config.n_layers)
 
     @classmethod
-    def from_tensors(cls, config: Config, tensors: dict[str, Tensor], tokenizer: Any = None, *, scaling: dict | None = None,
-                     dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Model:
-        """A model from tensors under their Hugging Face names; those that need no conversion are not copied."""
+    def from_tensors(cls, config: Config, tensors: dict[str, Tensor], tokenizer: Any = None, *,
+                     scaling: dict | None = None, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Model:
+        """A model from tensors under their Hugging Face names; only q, k and v are copied, to lie side by side."""
         def take(name: str, *shape: int) -> Tensor:
             if name not in tensors:
                 raise ValueError(f"tensor {name!r} is missing; the folder is no whole Llama checkpoint")
             if tuple(tensors[name].shape) != shape:
-                raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}; config.json asks for {shape}")
+                raise ValueError(f"tensor {name!r} is {tuple(tensors[name].shape)}; config.json asks for {shape}")
             return tensors[name].to(device=device, dtype=dtype)
 
-        c = config
-        q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        shapes = {"norm_1": (c.width,), "q": (q, c.width), "k": (kv, c.width), "v": (kv, c.width), "o": (c.width, q),
-                  "norm_2": (c.width,), "gate": (c.ffn_width, c.width), "up": (c.ffn_width, c.width), "down": (c.width, c.ffn_width)}
-        blocks = [Block(**{part: take(f"model.layers.{l}.{_NAMES[part]}.weight", *shape) for part, shape in shapes.items()})
-                  for l in range(c.n_layers)]
+        c, blocks = config, []
+        for layer in range(c.n_layers):
+            n1, q, k, v, o, n2, gate, up, down = (take(f"model.layers.{layer}.{name}.weight", *shape)
+                                                  for name, shape in _shapes(c).items())
+            blocks.append(Block(n1, torch.cat([q, k, v]), o, n2, gate, up, down))
         embedding = take("model.embed_tokens.weight", c.vocab, c.width)
         head = take("lm_head.weight", c.vocab, c.width) if "lm_head.weight" in tensors else embedding
         speeds = rope_module.scaled_inv_freq(c.head_dim, c.rope_base, scaling).to(device)
-        return cls(c, embedding, blocks, take("model.norm.weight", c.width), head, tokenizer, rope=Rope(speeds, c.rope_base))
+        return cls(c, embedding, blocks, take("model.norm.weight", c.width), head, tokenizer,
+                   rope=Rope(speeds, c.rope_base))
 
     def __repr__(self) -> str:
         c = self.config
-        return (f"Model({c.name}: {c.n_layers} layers, {c.n_heads} query and {c.n_kv_heads} KV heads of width {c.head_dim}, "
-                f"{str(self.dtype).removeprefix('torch.')} on {self.device}; weights {c.source})")
+        return (f"Model({c.name}: {c.n_layers} layers, {c.n_heads} query and {c.n_kv_heads} KV heads of width "
+                f"{c.head_dim}, {str(self.dtype).removeprefix('torch.')} on {self.device}; weights {c.source})")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -204,7 +207,8 @@ class Model:
         if not view:
             raise ValueError("view is empty; a cache must return at least the rows of this call")
         last = len(view) - 1
-        whole = merge(*(self._attend_part(q, part, pos_q, tree_mask if i == last else None) for i, part in enumerate(view)))
+        whole = merge(*(self._attend_part(q, part, pos_q, tree_mask if i == last else None)
+                        for i, part in enumerate(view)))
         return Partial(whole.o.to(q.dtype), whole.lse)
 
     def forward(
@@ -244,7 +248,8 @@ class Model:
         order = range(self.config.n_layers) if layers is None else self._layers(layers)
         pos = self._positions(positions, T, cache)                              # (T,) int32
         if tree_mask is not None and (tree_mask.shape != (T, T) or tree_mask.dtype != torch.bool):
-            raise ValueError(f"tree_mask must be bool ({T}, {T}) for {T} rows; got {tree_mask.dtype} {tuple(tree_mask.shape)}")
+            raise ValueError(f"tree_mask must be bool ({T}, {T}), one row per row of this call; "
+                             f"got {tree_mask.dtype} {tuple(tree_mask.shape)}")
         keep = self._collector(collect)
         table = self.rope.table(pos, x.dtype)
         for layer in order:
@@ -258,14 +263,15 @@ class Model:
 
     def _attention(self, layer: int, x: Tensor, pos: Tensor, table: tuple[Tensor, Tensor], tree_mask: Tensor | None,
                    cache: Cache | None, attend: Callable | None, keep: _Collector) -> Tensor:
-        """Attention of one block, `(B, T, width) -> (B, T, width)`: project, rotate, store, attend, observe, project."""
+        """The attention of one block, `(B, T, width) -> (B, T, width)`."""
         c, block = self.config, self.blocks[layer]
         B, T, _ = x.shape
-        h = self._rms(x, block.norm_1)
-        q_pre = F.linear(h, block.q).view(B, T, c.n_heads, c.head_dim).transpose(1, 2)        # (B, Hq, T, D)
-        k_pre = F.linear(h, block.k).view(B, T, c.n_kv_heads, c.head_dim).transpose(1, 2)     # (B, Hkv, T, D)
-        v = F.linear(h, block.v).view(B, T, c.n_kv_heads, c.head_dim).transpose(1, 2)
-        q, k = rope_module.apply(q_pre, *table), rope_module.apply(k_pre, *table)
+        Hq, Hkv = c.n_heads, c.n_kv_heads
+        rows = F.linear(self._rms(x, block.norm_1), block.qkv)                   # (B, T, (Hq + 2 Hkv) D)
+        rows = rows.view(B, T, Hq + 2 * Hkv, c.head_dim).transpose(1, 2)         # (B, Hq + 2 Hkv, T, D)
+        q_pre, k_pre, v = rows[:, :Hq], rows[:, Hq : Hq + Hkv], rows[:, Hq + Hkv :]
+        turned = rope_module.apply(rows[:, : Hq + Hkv], *table)                  # queries and keys in one go
+        q, k = turned[:, :Hq], turned[:, Hq:]
         if cache is None:
             view = [Part(k, v, pos)]
         else:
@@ -282,33 +288,35 @@ class Model:
         if observed:
             phase = "prefill" if T > 1 else "decode"
             cache.observe(layer, Observation(layer, c.n_layers, q, q_pre, pos, view, partial.lse, x, phase))
-        for name, value in (("q", q), ("k", k), ("v", v), ("q_pre", q_pre), ("k_pre", k_pre), ("attn", o)):
-            keep(name, layer, value)
-        return F.linear(o.transpose(1, 2).reshape(B, T, c.n_heads * c.head_dim), block.o)
+        if keep.wanted:
+            for name, value in (("q", q), ("k", k), ("v", v), ("q_pre", q_pre), ("k_pre", k_pre), ("attn", o)):
+                keep(name, layer, value)
+        return F.linear(o.transpose(1, 2).reshape(B, T, Hq * c.head_dim), block.o)
 
     def _attend_part(self, q: Tensor, part: Part, pos_q: Tensor, tree_mask: Tensor | None) -> Partial:
         """Attention over the rows of one part, a tile of queries at a time."""
         B, Hq, T, D = q.shape
         Hkv, S = part.k.shape[1:3]
         if Hq % Hkv:
-            raise ValueError(f"q has {Hq} heads, which is no multiple of the {Hkv} heads of the part; one KV head serves Hq // Hkv queries")
+            raise ValueError(f"q has {Hq} heads, which is no multiple of the {Hkv} KV heads of the part; "
+                             "every KV head must serve the same number of query heads")
         wide = torch.promote_types(q.dtype, torch.float32)
         k, v = part.k.to(wide), part.v.to(wide)
         if part.rope == "pre":
             k = self.rope.rotate(k, part.pos.clamp(min=0))
-        pos = part.pos if part.pos.dim() == 1 else part.pos[:, :, None, None]                # (S,) or (B, Hkv, 1, 1, S)
+        pos = part.pos if part.pos.dim() == 1 else part.pos[:, :, None, None]            # (S,) or (B, Hkv, 1, 1, S)
         padding = part.pos < 0
-        if bool(padding.any()):                                                              # 0 * NaN is NaN: blank the padding
+        if bool(padding.any()):                                                          # 0 * NaN is NaN
             v = v.masked_fill(padding[..., None], 0)
-        grouped = q.to(wide).unflatten(1, (Hkv, Hq // Hkv)) / math.sqrt(D)                   # (B, Hkv, G, T, D)
+        grouped = q.to(wide).unflatten(1, (Hkv, Hq // Hkv)) / math.sqrt(D)               # (B, Hkv, G, T, D)
         tile = max(1, _TILE // max(1, B * Hq * S))
         pieces = []
         for start in range(0, T, tile):
             rows = slice(start, start + tile)
-            allowed = (pos >= 0) & (pos <= pos_q[rows, None])                                # (t, S) or (B, Hkv, 1, t, S)
+            allowed = (pos >= 0) & (pos <= pos_q[rows, None])                            # (..., t, S)
             if tree_mask is not None:
                 allowed = torch.cat([allowed[..., : S - T], tree_mask[rows].expand(*allowed.shape[:-1], T)], dim=-1)
-            logits = grouped[..., rows, :] @ k[:, :, None].mT                                # (B, Hkv, G, t, S)
+            logits = grouped[..., rows, :] @ k[:, :, None].mT                            # (B, Hkv, G, t, S)
             if part.w is not None:
                 logits = logits + part.w.to(wide).log()[:, :, None, None]
             pieces.append(from_logits(logits.masked_fill(~allowed, float("-inf")), v[:, :, None]))
@@ -328,9 +336,10 @@ class Model:
             prompt: text as it is (see `tokenizer.chat` for conversations), or ids `(T,)` or `(1, T)`.
             cache: continues what it has seen already; a new one by default.
             temperature: 0 is greedy (ties to the lower id); top_k: 0 keeps all; top_p: 1 keeps all.
-            generator: of the random draws, on the device of the model; required reading for reproducible samples.
+            generator: of the random draws, on the device of the model.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else torch.as_tensor(prompt, device=self.device).reshape(1, -1)
+        ids = self.encode(prompt) if isinstance(prompt, str) else torch.as_tensor(prompt, device=self.device)
+        ids = ids.reshape(1, -1)
         if ids.shape[1] == 0:
             raise ValueError("prompt is empty; give at least one token")
         if max_new < 0:
@@ -361,10 +370,8 @@ class Model:
     # ---- checks and small things
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Root-mean-square norm, computed in at least float32."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
-        return (wide * scale).to(x.dtype) * weight
+        """Root-mean-square norm; torch computes it in float32 and rounds once."""
+        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
 
     def _input(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (ids is None) == (embeds is None):
@@ -373,7 +380,8 @@ class Model:
             if embeds.dim() != 3 or embeds.shape[-1] != self.config.width or embeds.shape[1] == 0:
                 raise ValueError(f"embeds must be (B, T >= 1, {self.config.width}); got {tuple(embeds.shape)}")
             if not bool(embeds.isfinite().all()):
-                raise ValueError("embeds holds NaN or infinity; look at the step that made it (uninitialised memory, a division by zero)")
+                raise ValueError("embeds holds NaN or infinity; check the step that made it "
+                                 "(uninitialised memory, a division by zero)")
             return embeds.to(self.dtype)
         ids = torch.as_tensor(ids, device=self.device)
         ids = ids[None] if ids.dim() == 1 else ids
@@ -381,7 +389,7 @@ class Model:
             raise ValueError(f"ids must be whole numbers (B, T >= 1) or (T,); got {ids.dtype} {tuple(ids.shape)}")
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.config.vocab:
-            raise ValueError(f"ids must be in [0, {self.config.vocab}); got {low} .. {high} (another model's tokenizer?)")
+            raise ValueError(f"ids must be in [0, {self.config.vocab}); got {low} .. {high} (wrong tokenizer?)")
         return self.embed(ids)
 
     def _layers(self, layers: Iterable[int]) -> list[int]:
@@ -397,7 +405,8 @@ class Model:
             return torch.arange(start, start + T, dtype=torch.int32, device=self.device)
         pos = torch.as_tensor(positions, device=self.device)
         if pos.shape != (T,) or pos.is_floating_point() or int(pos.min()) < 0:
-            raise ValueError(f"positions must be {T} whole numbers >= 0, one per row; got {pos.dtype} {tuple(pos.shape)}")
+            raise ValueError(f"positions must be {T} whole numbers >= 0, one per row; "
+                             f"got {pos.dtype} {tuple(pos.shape)}")
         return pos.to(torch.int32)
 
     def _collector(self, names: Iterable[str]) -> _Collector:
@@ -405,8 +414,8 @@ class Model:
         for name in [names] if isinstance(names, str) else names:
             kind, _, layer = name.partition(".")
             if kind not in COLLECT or (layer and not (layer.isdigit() and int(layer) < self.config.n_layers)):
-                raise ValueError(f"collect knows {', '.join(COLLECT)}, alone or with a layer below {self.config.n_layers} "
-                                 f"as in 'q.5'; got {name!r}")
+                raise ValueError(f"collect knows {', '.join(COLLECT)}, alone or with a layer "
+                                 f"below {self.config.n_layers} as in 'q.5'; got {name!r}")
             if not layer:
                 wanted[kind] = None                                             # every layer
             elif wanted.get(kind, set()) is not None:
@@ -441,9 +450,10 @@ def _fast_attention(q: Tensor, view: list[Part], pos_q: Tensor, tree_mask: Tenso
     (_, Hq, T, D), (Hkv, S) = q.shape, part.k.shape[1:3]
     if T == 1:
         low, high = part.pos.aminmax()
-        if low < 0 or high > pos_q[0]:
+        if int(low) < 0 or int(high) > int(pos_q):
             return None
-        return F.scaled_dot_product_attention(q.view(-1, Hkv, Hq // Hkv, D), part.k, part.v).reshape(q.shape[0], Hq, 1, -1)
+        folded = q.reshape(-1, Hkv, Hq // Hkv, D)                                # (B, Hkv, G, D)
+        return F.scaled_dot_product_attention(folded, part.k, part.v).reshape(q.shape[0], Hq, 1, -1)
     if tree_mask is None and S == T and bool((pos_q[1:] > pos_q[:-1]).all()) and torch.equal(part.pos, pos_q):
         return F.scaled_dot_product_attention(q, part.k, part.v, is_causal=True, enable_gqa=Hq != Hkv)
     if bool((part.pos < 0).any()):
@@ -474,23 +484,20 @@ def sample(logits: Tensor, *, temperature: float = 0.0, top_k: int = 0, top_p: f
 
 def tiny_llama(*, n_layers: int = 2, n_heads: int = 4, n_kv_heads: int = 2, head_dim: int = 16, width: int = 64,
                ffn_width: int = 96, vocab: int = 97, rope_base: float = 10000.0, max_positions: int = 4096,
-               eos: tuple[int, ...] = (), seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Model:
+               eos: tuple[int, ...] = (), seed: int = 0, dtype: torch.dtype = torch.float64,
+               device: str = "cpu") -> Model:
     """A random model for tests: small, in float64, the same for the same seed."""
     config = Config(n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, width=width,
                     ffn_width=ffn_width, vocab=vocab, rope_base=rope_base, max_positions=max_positions, norm_eps=1e-5,
                     eos=eos, name="tiny", source=f"random, seed {seed}")
     generator = torch.Generator().manual_seed(seed)
 
-    def matrix(out: int, into: int) -> Tensor:
-        return torch.randn(out, into, generator=generator, dtype=torch.float64) * (2 / into) ** 0.5
+    def draw(*shape: int) -> Tensor:
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return 1 + 0.1 * noise if len(shape) == 1 else noise * (2 / shape[1]) ** 0.5
 
-    def scale() -> Tensor:
-        return 1 + 0.1 * torch.randn(width, generator=generator, dtype=torch.float64)
-
-    q, kv = n_heads * head_dim, n_kv_heads * head_dim
-    tensors = {"model.embed_tokens.weight": matrix(vocab, width), "model.norm.weight": scale(), "lm_head.weight": matrix(vocab, width)}
+    tensors = {"model.embed_tokens.weight": draw(vocab, width), "lm_head.weight": draw(vocab, width),
+               "model.norm.weight": draw(width)}
     for layer in range(n_layers):
-        made = {"norm_1": scale(), "q": matrix(q, width), "k": matrix(kv, width), "v": matrix(kv, width), "o": matrix(width, q),
-                "norm_2": scale(), "gate": matrix(ffn_width, width), "up": matrix(ffn_width, width), "down": matrix(width, ffn_width)}
-        tensors |= {f"model.layers.{layer}.{_NAMES[part]}.weight": w for part, w in made.items()}
+        tensors |= {f"model.layers.{layer}.{name}.weight": draw(*shape) for name, shape in _shapes(config).items()}
     return Model.from_tensors(config, tensors, dtype=dtype, device=device)

