@@ -190,7 +190,7 @@ class RaggedCache:
         if self._layers[layer] is None:
             self._layers[layer] = Store(k, v, self.policy.columns)
         store = self._layers[layer]
-        grow = 0 if store.seen == 0 else max(self.interval, store.seen // 16)
+        grow = 0 if store.seen == 0 else max(self.interval, store.seen // 64)
         if self.policy.evicts:                           # never more room than the budget will ask for
             most = store.width + k.shape[2]
             grow = min(grow, max(self._rows_of(layer) + self.interval - most, 0))
