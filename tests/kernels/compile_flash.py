@@ -1,0 +1,35 @@
+"""Compile the flash kernel for a GPU that is not here: `python compile_flash.py CAPABILITY DTYPE D CAUSAL M N ...`.
+
+Run in a process of its own, because Triton compiles or interprets for the whole life of a process.
+"""
+
+import sys
+
+import torch
+
+torch.cuda.is_available = lambda: True      # so that tutor.kernels leaves Triton compiling
+
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from tutor.kernels import flash  # noqa: E402
+
+
+def compile_for(capability: int, dtype: str, d: int, causal: bool, block_m: int, block_n: int):
+    """The kernel as `flash_attention` launches it: pointers, 32-bit sizes and strides, one float."""
+    kernel = flash._flash_kernel
+    constants = {"G": 3, "D": d, "DV": d, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": flash._padded(d),
+                 "BLOCK_DV": flash._padded(d), "CAUSAL": causal, "DOT_F32": False, "SIZE": 0}
+    kinds = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "o_ptr"), "*" + dtype)
+    kinds |= {"lse_ptr": "*fp32", "scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, {name: kinds.get(name, "i32") for name in kernel.arg_names}, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_stages": 2})
+
+
+if __name__ == "__main__":
+    capability, *variants = sys.argv[1:]
+    for at in range(0, len(variants), 5):
+        dtype, d, causal, block_m, block_n = variants[at:at + 5]
+        built = compile_for(int(capability), dtype, int(d), causal == "causal", int(block_m), int(block_n))
+        print(dtype, d, causal, "ptx", "mma" in built.asm["ptx"], "shared", built.metadata.shared, flush=True)
