@@ -73,7 +73,7 @@ def tree_trace(steps: int = 9, widths: tuple[int, ...] = (3, 2, 2, 1), seed: int
     start, token, parent, q, p, state, follow = [0], [], [], [], [], [], []
     at = 12                                                       # the root of step 0: the last token of the prompt
     record = Recorder("speculative.run/1", method="recursive", params={"widths": list(widths)},
-                      subject={"pieces": pieces, "prompt": "".join(tokens[:at]), "drafter": "small model, tree",
+                      subject={"pieces": pieces, "prompt": "".join(tokens[:at + 1]), "drafter": "small model, tree",
                                "verifier": "recursive", "output": ""})
     for _ in range(steps):
         base, rows = len(token), [(ids[tokens[at]], -1, np.nan, np.nan, 0)]

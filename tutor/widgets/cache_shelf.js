@@ -393,7 +393,9 @@ export default figure({
           means = null;
         }
         if (changed.has("trace") || changed.has("size")) makeLanes(state);
+        if (changed.has("size")) text.style.minHeight = "";
         if (anew || changed.has("step")) { drawText(state, layer); drawMeters(state); }
+        text.style.minHeight = `${text.offsetHeight}px`;           // grow, never shrink: the controls stay put
         drawShelves(state, layer, anew);
         mark();
         const one = chosen();
