@@ -90,6 +90,15 @@ def plain(latex: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def address(fields: dict[str, str]) -> str:
+    """Where the paper is, from an identifier that was seen in a source; "" where it was not."""
+    if "unverified" in fields.get("note", "") or "eprint" in fields.get("unverified", ""):
+        return fields.get("url", "") if "unverified" not in fields.get("note", "") else ""
+    if fields.get("archiveprefix") == "arXiv":
+        return f"https://arxiv.org/abs/{fields['eprint']}"
+    return f"https://doi.org/{fields['doi']}" if "doi" in fields else fields.get("url", "")
+
+
 def sections(text: str) -> dict[str, str]:
     """Entry key -> heading of the section of the file that it stands in."""
     found, heading = {}, ""
@@ -121,6 +130,7 @@ def papers(text: str) -> list[dict]:
             "title": plain(entry.fields["title"]),
             "year": int(entry.fields["year"]),
             "family": FAMILY.get(key, SECTIONS[place[key]]),
+            "url": address(entry.fields),
             "planned": key not in BACKGROUND,
             "why_not": BACKGROUND.get(key, ""),
             "source": "list" if place[key].startswith("Part A") else "baseline",

@@ -21,6 +21,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,8 @@ from tutor.book import pages
 MOST_BYTES = 60 * 1024 * 1024
 SKIP = {"_build", "__pycache__", ".ipynb_checkpoints", "make_papers.py"}
 WIDGET_VIEW, WIDGET_STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+
+QUIET = r"(writing output|reading sources|copying|looking for|Config\(|={20})"      # lines of Sphinx that say nothing to a reader
 
 # Elements whose address is fetched when the page is opened (a plain <a href> is not).
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
@@ -89,11 +92,33 @@ def put(path: Path, content: bytes) -> bool:
     return True
 
 
+def with_anchors(notebook: dict) -> dict:
+    """The notebook with an anchor before the first cell of every method, so that the matrix can link to its section.
+
+    >>> cell = {"cell_type": "code", "source": "1", "metadata": {"tags": ["method:ann.flat"]}}
+    >>> [c["source"] for c in with_anchors({"cells": [cell, cell]})["cells"]]
+    ['<span id="method-ann-flat" class="method-anchor"></span>', '1', '1']
+    """
+    cells, seen = [], set()
+    for cell in notebook["cells"]:
+        for tag in cell.get("metadata", {}).get("tags", []):
+            if tag.startswith("method:") and tag not in seen:
+                seen.add(tag)
+                name = "method-" + pages.slug(tag[7:])
+                cells.append({"cell_type": "markdown", "id": name, "metadata": {},
+                              "source": f'<span id="{name}" class="method-anchor"></span>'})
+        cells.append(cell)
+    return notebook | {"cells": cells}
+
+
 def gather(root: Path, src: Path) -> set[str]:
     """Copy the sources; returns the places that were filled."""
     placed = set()
     for path, place in sources(root):
-        put(src / place, path.read_bytes())
+        content = path.read_bytes()
+        if path.suffix == ".ipynb":
+            content = json.dumps(with_anchors(json.loads(content)), ensure_ascii=False, indent=1).encode()
+        put(src / place, content)
         placed.add(place)
     return placed
 
@@ -106,7 +131,9 @@ def expand_toc(toc: dict, places: Iterable[str]) -> dict:
     >>> expand_toc(toc, ["notebooks/10_x/02_b.ipynb", "notebooks/10_x/01_a.ipynb"])["parts"][0]["chapters"]
     [{'file': 'notebooks/10_x/01_a'}, {'file': 'notebooks/10_x/02_b'}]
     """
-    known = sorted(Path(place).with_suffix("").as_posix() for place in places if place.endswith((".md", ".ipynb")))
+    rank = {family: f"{i:02d}" for i, family in enumerate(catalog.FAMILIES)}             # families in the order of the course
+    known = sorted((Path(place).with_suffix("").as_posix() for place in places if place.endswith((".md", ".ipynb"))),
+                   key=lambda name: [rank.get(part, part) for part in name.split("/")])
 
     def entries(items: list[dict]) -> list[dict]:
         out = []
@@ -159,8 +186,11 @@ def render(src: Path) -> Path:
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(src), "-W", "--keep-going"]
-    finished = subprocess.run(command, env=environment, cwd=src, check=False)
-    if finished.returncode:
+    with subprocess.Popen(command, env=environment, cwd=src, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            if line.strip() and not re.search(QUIET, line):
+                print("    " + re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip()), flush=True)
+    if process.returncode:
         raise RuntimeError("Jupyter Book found an error or a warning (above); mend the page or notebook that it names and build again")
     traces = src / "assets" / "traces"                       # written by the notebooks while they ran: after Sphinx looked
     if traces.is_dir():
@@ -169,11 +199,18 @@ def render(src: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------ 4 finish
-def finish(html: Path, out: Path) -> None:
-    """Copy to its place without source maps, page sources and translations; the old site stays until the new one is whole."""
+def finish(html: Path, out: Path, *, address: str = "") -> None:
+    """Copy to its place without source maps, page sources and translations; the old site stays until the new one is whole.
+
+    A page that is not found may have been asked for at any depth: its links start from `address`, where that is known.
+    """
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(html, fresh, ignore=shutil.ignore_patterns("*.map", "_sources", ".buildinfo*", "objects.inv", "locales"))
+    shutil.copytree(html, fresh, ignore=shutil.ignore_patterns("*.map", "_sources", ".buildinfo*", "objects.inv", "locales",
+                                                                        "*webpack-macros.html"))
+    lost = fresh / "404.html"
+    if address and lost.exists():
+        lost.write_text(lost.read_text("utf-8").replace("<head>", f'<head>\n<base href="{address.rstrip("/")}/">', 1), "utf-8")
     if out.exists():
         shutil.rmtree(out)
     fresh.rename(out)
@@ -239,8 +276,8 @@ def inspect(out: Path, *, executed: bool = True) -> tuple[int, int]:
 
 
 # --------------------------------------------------------------------------------------------------------------- build
-def build(out: Path | None = None, *, execute: bool = True) -> Path:
-    """Build the whole site and return its folder."""
+def build(out: Path | None = None, *, execute: bool = True, address: str = "") -> Path:
+    """Build the whole site and return its folder. `address` is where it will be published, if known."""
     root = project_root()
     work = root / "book" / "_build"
     src, out = work / "src", Path(out) if out else work / "html"
@@ -262,7 +299,7 @@ def build(out: Path | None = None, *, execute: bool = True) -> Path:
     lessons = sum(place.endswith(".ipynb") for place in placed)
     say(f"execute {lessons} notebooks and render" if execute else "render without executing")
     html = render(src)
-    finish(html, out)
+    finish(html, out, address=address)
     count, size = inspect(out, executed=execute)
     say(f"{count} pages, {size / 2**20:.1f} MB, no request to another server, no dead link: {out}")
     return out
@@ -272,9 +309,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tutor.book.build", description=__doc__.splitlines()[0])
     parser.add_argument("--no-execute", action="store_true", help="render notebooks without running them")
     parser.add_argument("--out", type=Path, help="folder of the site (default: book/_build/html)")
+    parser.add_argument("--address", default="", help="where the site will be published, for the links of its 404 page")
     options = parser.parse_args(arguments)
     try:
-        build(options.out, execute=not options.no_execute)
+        build(options.out, execute=not options.no_execute, address=options.address)
     except RuntimeError as error:
         print(f"[book] {error}", file=sys.stderr)
         return 1
