@@ -44,7 +44,8 @@ def test_ids_and_counts_equal_those_of_faiss(metric):
 def test_clustered_rows_are_replayed_too():
     X, _ = clustered(N=1500, clusters=30)
     rng = np.random.default_rng(2)
-    assert_replayed(FaissHNSW(M=8).build(X), X[rng.integers(1500, size=50)] + rng.normal(0, 0.1, (50, 32)).astype(np.float32))
+    Q = X[rng.integers(1500, size=50)] + rng.normal(0, 0.1, (50, 32)).astype(np.float32)
+    assert_replayed(FaissHNSW(M=8).build(X), Q)
 
 
 @pytest.mark.slow

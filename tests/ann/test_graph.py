@@ -13,9 +13,9 @@ COVERS = ("ann.hnsw",)
 
 # A line with one shortcut, small enough for paper and pencil. Node i stands at position x; the query stands at 10.
 #   node       0    1    2    3    4    5
-#   position   0    4    5    8    9   20
-#   squared  100   36   25    4    1  100      distance to 10
-LINE = np.asarray([[0.0], [4.0], [5.0], [8.0], [9.0], [20.0]], np.float32)
+#   position   0    4    5    8    9   19
+#   squared  100   36   25    4    1   81      distance to 10
+LINE = np.asarray([[0.0], [4.0], [5.0], [8.0], [9.0], [19.0]], np.float32)
 EDGES = [[1, 5], [0, 2], [1, 3], [2, 4], [3], [0]]
 
 
@@ -25,9 +25,10 @@ def adjacency(rows) -> list[np.ndarray]:
 
 def test_paper_and_pencil_walk():
     """Beam of 2 from node 0.
-    measure 0 (100); expand 0: measure 1 (36), 5 (100: equal to node 0 but of higher id, refused).  beam {1, 0}
-    expand 1: 0 seen, measure 2 (25).  beam {2, 1};  expand 2: measure 3 (4);  expand 3: measure 4 (1);  expand 4: nothing new.
-    Left in the frontier: 0 at 100, beyond the worst held (4): stop.  6 measured, 5 expanded, answer 4 and 3."""
+    measure 0 (100); expand 0: measure 1 (36) and 5 (81), which push 0 out.     beam {1, 5}
+    expand 1: 0 is seen, measure 2 (25).        beam {2, 1}
+    expand 2: measure 3 (4);  expand 3: measure 4 (1);  expand 4: nothing new.
+    Left in the frontier: 5 at 81, beyond the worst held (4): stop.  6 measured, 5 expanded, answer 4 and 3."""
     beam = graph.beam_search(adjacency(EDGES), LINE, np.asarray([10.0], np.float32), [0], 2)
     assert beam.ids.tolist() == [4, 3] and beam.distances.tolist() == [1, 4]
     assert beam.expanded.tolist() == [0, 1, 2, 3, 4]
@@ -36,7 +37,7 @@ def test_paper_and_pencil_walk():
 
 
 def test_paper_and_pencil_descent():
-    """From 0: neighbours 1 (36), 5 (100) -> 1; then 0, 2 -> 2; then 1, 3 -> 3; then 2, 4 -> 4; then 3: no nearer.
+    """From 0: neighbours 1 (36), 5 (81) -> 1; then 0, 2 -> 2; then 1, 3 -> 3; then 2, 4 -> 4; then 3: no nearer.
     Distances measured: 2 + 2 + 2 + 2 + 1 = 9, nodes seen before counted again."""
     node, dist, cost = graph.greedy(adjacency(EDGES), LINE, np.asarray([10.0], np.float32), 0, 100.0)
     assert (node, dist, cost["ndist"], cost["nhops"]) == (4, 1.0, 9, 5)
@@ -59,6 +60,16 @@ def test_equal_distances_go_to_the_lower_id():
     for entry in range(4):
         beam = graph.beam_search(full, X, np.zeros(1, np.float32), [entry], 2)
         assert beam.ids.tolist() == [0, 1]
+
+
+def test_a_refused_neighbour_is_recorded_as_such():
+    """A beam of 1 that holds node 1 (36) refuses node 5 (81)."""
+    recorder = Recorder("ann.search/1", method="walk")
+    graph.beam_search(adjacency(EDGES), LINE, np.asarray([10.0], np.float32), [0], 1, trace=recorder)
+    trace = recorder.finish(xy=np.zeros((6, 2)), query_xy=np.zeros(2), truth=np.zeros(1), result=np.zeros(1),
+                            true_dist=np.zeros(6))
+    assert trace.of_kind("evaluated")["dst"].tolist() == [0, 1, 5, 2, 3, 4]
+    assert trace.of_kind("evaluated")["accepted"].tolist() == [True, True, False, True, True, True]
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,9 +105,9 @@ def test_recording_changes_nothing_and_counts_every_distance():
     trace = recorder.finish(xy=np.zeros((6, 2)), query_xy=np.zeros(2), truth=np.asarray([4, 3]), result=loud.ids,
                             true_dist=np.zeros(6))
     assert trace.of_kind("evaluated")["dst"].tolist() == [0, 1, 5, 2, 3, 4]
-    assert trace.of_kind("evaluated")["accepted"].tolist() == [True, True, False, True, True, True]
+    assert trace.of_kind("evaluated")["accepted"].tolist() == [True] * 6
     assert trace.of_kind("expanded")["dst"].tolist() == [0, 1, 2, 3, 4]
-    assert trace.of_kind("stopped")["dist"].tolist() == [100]
+    assert trace.of_kind("stopped")["dist"].tolist() == [81]
     assert trace.of_kind("skipped")["dst"].tolist() == [0, 1, 2, 3]
 
 
@@ -120,15 +131,15 @@ def test_paper_and_pencil_prune():
 
 
 def test_alpha_scales_true_distance():
-    """alpha = 1.5: v goes if 1.5 · dist(c, v) <= dist(p, v). 1 (at 2): 1.5 · 1 <= 2 goes; 2 (at 4): 1.5 · 3 = 4.5 > 4 stays.
+    """alpha = 1.5: v goes if 1.5 · dist(c, v) <= dist(p, v).
+    1 (at 2): 1.5 · 1 <= 2 goes. 2 (at 4): 1.5 · 3 = 4.5 > 4 stays.
     4 (at -7): from 3, 1.5 · 4 = 6 <= 7 goes. On squared distances the factor is 2.25."""
     assert graph.robust_prune(ORIGIN, np.arange(5), CANDIDATES, 5, alpha=1.5).tolist() == [0, 3, 2]
 
 
 def test_an_equally_near_candidate_is_dropped():
-    square = np.asarray([[1.0, 0.0], [2.0, 0.0]], np.float32)    # 1 is as far from 0 as it would be from p at (3, 0) ... no:
-    p = np.asarray([1.0, 0.0], np.float32)                       # p equals row 0, so row 1 is at 1 from both
-    assert graph.select_neighbors(p, np.arange(2), square, 2).tolist() == [0]
+    rows = np.asarray([[1.0], [2.0]], np.float32)                # p equals row 0, so row 1 is at 1 from both
+    assert graph.select_neighbors(rows[0], np.arange(2), rows, 2).tolist() == [0]
 
 
 def test_repair_edges_are_kept_whatever_shades_them():
@@ -179,7 +190,7 @@ def test_reachable_follows_edges_one_way():
 
 
 def test_paper_and_pencil_repair():
-    """0 -> 1 is all that is in reach. 2 (at 5) hangs on its nearest, 1 (at 4), and leads to 3; 4 (at 9) hangs on 3 (at 8)."""
+    """0 -> 1 is all that is in reach. 2 (at 5) hangs on its nearest, 1 (at 4), leads to 3 (at 8), on which 4 hangs."""
     adj = adjacency([[1], [], [3], [], [], [0]])
     assert graph.repair(adj, LINE, 0) == [(1, 2), (3, 4), (4, 5)]
     assert graph.reachable(adj, 0, 6).all()

@@ -12,7 +12,7 @@ COVERS = ("ann.hnsw",)
 
 
 def test_paper_and_pencil_line():
-    """Five points on a line, M = 2, all on floor 0 unless the seed lifts them: each ends up linked to its neighbours."""
+    """Five points on a line with room for four links each: every point ends up linked to those beside it."""
     index = HNSW(M=2, ef_construction=5).build(np.asarray([[0.0], [1.0], [2.0], [3.0], [4.0]]))
     for i, row in enumerate(index.layers[0]):
         beside = {i - 1, i + 1} & set(range(5))

@@ -2,14 +2,17 @@
 
 Idea        Put every vector with its nearest centre, move every centre to the mean of its vectors, repeat. Each half of
             the step can only lower the total squared distance, so it settles.
-Rule        assign: label_i = argmin_j ||x_i - c_j||² + balance · count_j  (the count before; ties to the lower j)
+Rule        assign: label_i = argmin_j ||x_i - c_j||²  (ties to the lower j)
+            balanced: one row after the other moves to argmin_j ||x_i - c_j||² + balance · (other rows in cell j)
             update: c_j = weighted mean of its members; spherical: scaled to length 1, and assign by the largest x·c.
             seed:   k-means++: each next seed is a row drawn with probability ∝ weight × squared distance to the seeds.
             empty:  an empty cell takes half of the heaviest one: of its members, those lying farthest towards the one
                     that is farthest from the centre. That never raises the objective.
 Cost        N·C distances per step; at most `iters` steps; stops when no label changes.
 Paper       Lloyd's algorithm with the seeding of Arthur and Vassilvitskii 2007 (unverified: read in secondary sources).
-Differs     balance is the penalty on crowded cells used by hierarchical balanced clustering in SPANN, as one number.
+Differs     SPANN's balanced clustering charges the counts of the step before to all rows at once; then cells swap their
+            rows for ever unless the charge is small. Moving one row at a time lowers distance + balance · (pairs of
+            rows that share a cell) at every move, so any charge settles.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class KMeans:
         centroids: `(C, d)`, of the dtype of the rows; of length 1 if spherical.
         labels: `(N,)` int64, the cell of every row.
         counts: `(C,)` int64 members per cell (rows, not weights).
-        objective: `(steps + 1,)` float64, weighted squared distance to the own centre after every assignment
-            (spherical: of unit vectors, so 2 - 2 cos).
+        objective: `(steps + 1,)` float64, what every step lowers: weighted squared distance to the own centre
+            (spherical: of unit vectors, so 2 - 2 cos), plus balance times the pairs of rows that share a cell.
         converged: no label changed in the last step.
         cost: `build_dots`, distances computed.
     """
@@ -57,7 +60,7 @@ def kmeans(X: Any, k: int, *, iters: int = 25, init: str = "k-means++", seed: in
         init: "k-means++" or "random" (distinct rows).
         weights: `(N,)` >= 0, importance of each row; all ones by default.
         spherical: cluster directions: rows and centres have length 1.
-        balance: what each member of a cell adds to the squared distance of joining it.
+        balance: what sharing a cell costs a row, per other member, in units of squared distance.
 
     Raises:
         ValueError: k outside [1, N], unknown init, bad weights, or a zero row when spherical.
@@ -84,14 +87,16 @@ def kmeans(X: Any, k: int, *, iters: int = 25, init: str = "k-means++", seed: in
     else:
         C, dots = _plus_plus(X, k, w, rng), N * k
     labels, gap = assign(X, C)
-    objective = [float(w @ gap)]
+    if balance:
+        labels, gap = _assign_balanced(X, C, labels, w, balance)
+    objective = [_objective(labels, gap, w, balance)]
     converged = False
     for _ in tqdm(range(iters), desc="k-means", disable=not progress):
         labels = _fill_empty(X, C, labels, w)
         C = _means(X, labels, w, C, spherical)
-        counts = np.bincount(labels, minlength=k)
-        before, (labels, gap) = labels, assign(X, C, balance * counts if balance else None)
-        objective.append(float(w @ gap))
+        before = labels
+        labels, gap = _assign_balanced(X, C, labels, w, balance) if balance else assign(X, C)
+        objective.append(_objective(labels, gap, w, balance))
         dots += N * k
         if np.array_equal(before, labels):
             converged = True
@@ -100,19 +105,35 @@ def kmeans(X: Any, k: int, *, iters: int = 25, init: str = "k-means++", seed: in
                   Cost(build_dots=dots + N * k))
 
 
-def assign(X: np.ndarray, centroids: np.ndarray, penalty: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest centroid `(N,)` of every row, and the squared distance to it `(N,)` float64; ties to the lower index.
+def assign(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest centroid `(N,)` of every row, and the squared distance to it `(N,)` float64; ties to the lower index."""
+    blocks = range(0, len(X), BLOCK)
+    labels = np.concatenate([pairwise(X[start:start + BLOCK], centroids).argmin(1) for start in blocks])
+    return labels, _gap(X, centroids, labels)
 
-    `penalty (C,)` is added to the squared distance when choosing, and left out of what is returned.
-    """
-    labels = np.empty(len(X), np.int64)
-    gap = np.empty(len(X))
+
+def _assign_balanced(X: np.ndarray, C: np.ndarray, labels: np.ndarray, w: np.ndarray,
+                     balance: float) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over the rows in order: each leaves its cell and joins the one that is cheapest now."""
+    labels = labels.copy()
+    counts = np.bincount(labels, minlength=len(C))
     for start in range(0, len(X), BLOCK):
-        part = slice(start, start + BLOCK)
-        D = pairwise(X[part], centroids)                                       # (block, C)
-        labels[part] = np.argmin(D if penalty is None else D + penalty, axis=1)
-        gap[part] = np.take_along_axis(D, labels[part, None], axis=1)[:, 0]
-    return labels, gap
+        D = w[start:start + BLOCK, None] * pairwise(X[start:start + BLOCK], C)                 # (block, C)
+        for i, row in enumerate(D, start):
+            counts[labels[i]] -= 1
+            labels[i] = np.argmin(row + balance * counts)
+            counts[labels[i]] += 1
+    return labels, _gap(X, C, labels)
+
+
+def _gap(X: np.ndarray, C: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    diff = X - C[labels]                                                       # by subtraction: exact to rounding
+    return np.einsum("nd,nd->n", diff, diff, dtype=np.float64)
+
+
+def _objective(labels: np.ndarray, gap: np.ndarray, w: np.ndarray, balance: float) -> float:
+    counts = np.bincount(labels)
+    return float(w @ gap + balance * (counts * (counts - 1)).sum() / 2)
 
 
 def _plus_plus(X: np.ndarray, k: int, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:

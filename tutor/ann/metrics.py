@@ -79,5 +79,5 @@ def cost_at(cost: np.ndarray, quality: np.ndarray, target: float) -> float:
 def _rows(ids: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ids, truth = np.atleast_2d(ids), np.atleast_2d(truth)
     if len(ids) != len(truth):
-        raise ValueError(f"{len(ids)} answers of shape {ids.shape}, but {len(truth)} rows of truth, shape {truth.shape}")
+        raise ValueError(f"{len(ids)} answers {ids.shape} but {len(truth)} rows of truth {truth.shape}")
     return ids, truth
