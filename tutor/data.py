@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tutor.model.capture import Capture
 
 
 def path(*parts: str) -> Path:
@@ -31,3 +35,14 @@ def notebooks() -> Path:
         if place.is_dir():
             return place
     raise ValueError("the notebooks are not installed; reinstall tutor, or run from a checkout")
+
+
+def capture(name: str = "reference_4096") -> Capture:
+    """A recorded capture: real queries, keys and values of a few layers; see `tutor.model.capture`.
+
+    "reference_4096": layers 2 (diffuse), 20 (retrieving) and 25 (sinks) of the shared model on the first 4 096 tokens
+    of the Python language reference.
+    """
+    from tutor.model.capture import Capture
+
+    return Capture.load(path("captures", name))
