@@ -20,6 +20,8 @@ from torch import Tensor
 class Part:
     """Some rows of one layer, ready to be attended.
 
+    Rows that one call appended are the last rows of the last part, in the order in which they came.
+
     Attributes:
         k, v: `(B, Hkv, S, D)`, `(B, Hkv, S, Dv)`.
         pos: int32 original position of each row, `(S,)` when all heads hold the same rows, else `(B, Hkv, S)`;
@@ -85,7 +87,7 @@ class FullCache:
     """Keeps every row of every layer, in storage that doubles when full.
 
     `truncate(length)` forgets the tail; `gather(base, idx)` moves rows `base + idx[i]` to `base + i` and forgets the
-    rest: what a token tree needs after its verification (specification of tree compaction: the accepted path).
+    rest: after a token tree was verified, idx is its accepted path.
     """
 
     can_rollback = True
@@ -97,7 +99,7 @@ class FullCache:
         self._k: list[Tensor | None] = [None] * n_layers       # (B, Hkv, capacity, D)
         self._v: list[Tensor | None] = [None] * n_layers
         self._len = [0] * n_layers
-        self._pos = torch.empty(0, dtype=torch.int32)           # (capacity,) shared by all layers
+        self._pos = torch.empty(0, dtype=torch.int32)           # (capacity,) one row of positions for all layers
         self._capacity = capacity
 
     @property
@@ -109,16 +111,27 @@ class FullCache:
         return max(self._len)
 
     def append(self, layer: int, k_pre: Tensor, k: Tensor, v: Tensor, pos: Tensor) -> None:
-        start, n = self._len[layer], k.shape[2]
-        end = start + n
+        start, end = self._len[layer], self._len[layer] + k.shape[2]
         if self._k[layer] is None or end > self._k[layer].shape[2]:
             self._grow(layer, k, v, end)
+        if self._k[layer].shape[:2] != k.shape[:2]:
+            raise ValueError(f"this cache holds (B, Hkv) = {tuple(self._k[layer].shape[:2])}; got k {tuple(k.shape)}; "
+                             "use a new cache for another batch")
         self._k[layer][:, :, start:end] = k
         self._v[layer][:, :, start:end] = v
-        if len(self._pos) < self._k[layer].shape[2]:
-            self._pos = torch.cat([self._pos, self._pos.new_full((self._k[layer].shape[2] - len(self._pos),), -1)])
-        self._pos[start:end] = pos.to(torch.int32)
+        self._place(layer, start, end, pos)
         self._len[layer] = end
+
+    def _place(self, layer: int, start: int, end: int, pos: Tensor) -> None:
+        """Write positions once per call; the other layers must bring the same ones for the same rows."""
+        if end > len(self._pos):
+            more = pos.new_full((self._k[layer].shape[2] - len(self._pos),), -1, dtype=torch.int32)
+            self._pos = torch.cat([self._pos.to(pos.device), more])
+        if start == self.seen:
+            self._pos[start:end] = pos
+        elif not torch.equal(self._pos[start:end], pos.to(torch.int32)):
+            raise ValueError(f"layer {layer} appends rows {start}..{end - 1} at other positions than the layers before "
+                             "it; after skipping layers, truncate the cache before the next full pass")
 
     def _grow(self, layer: int, k: Tensor, v: Tensor, end: int) -> None:
         size = max(self._capacity, 64)
@@ -140,17 +153,20 @@ class FullCache:
 
     def truncate(self, length: int) -> None:
         if not 0 <= length <= self.seen:
-            raise ValueError(f"length must be in [0, {self.seen}]; got {length}")
+            raise ValueError(f"length must be in [0, {self.seen}], the rows that are held; got {length}")
         self._len = [min(n, length) for n in self._len]
 
     def gather(self, base: int, idx: Tensor) -> None:
-        idx = torch.as_tensor(idx, dtype=torch.long)
+        idx = torch.as_tensor(idx, dtype=torch.long, device=self._pos.device)
         end = base + len(idx)
-        if len(idx) and (int(idx.min()) < 0 or base + int(idx.max()) >= self.seen):
+        if base < 0 or (len(idx) and (int(idx.min()) < 0 or base + int(idx.max()) >= self.seen)):
             raise ValueError(f"idx must point into rows [{base}, {self.seen}); got {idx.tolist()} from base {base}")
+        seen = self.seen
         for layer, n in enumerate(self._len):
-            if n == 0:
+            if n == 0:                                              # a layer that never ran
                 continue
+            if n < seen:
+                raise ValueError(f"layer {layer} holds {n} rows and others {seen}; run all layers before gather")
             for store in (self._k[layer], self._v[layer]):
                 store[:, :, base:end] = store[:, :, base + idx]     # the right side is copied before it is written
             self._len[layer] = end
