@@ -1,8 +1,8 @@
 """A headless Chromium for tests: found, never assumed; every page it opens is watched.
 
 `from tests.browser import browser, open_page` in a conftest gives the fixtures. `open_page(address, width=…, dark=…)`
-returns a Playwright page; when the test ends, requests to other hosts, console errors, exceptions and answers of 400 or
-more (but /favicon.ico) fail it. Where no browser can be had the tests are skipped with one line; with CI=true they fail.
+returns a Playwright page; when the test ends, requests to other hosts, console errors, exceptions and answers of 400
+or more (but /favicon.ico) fail it. Without a browser the tests are skipped with one line; with CI=true they fail.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def find_chromium(own: str = "") -> str | None:
         if not Path(told).exists():
             raise RuntimeError(f"TUTOR_CHROMIUM={told} does not exist; point it at a Chromium or unset it")
         return told
-    found = [shutil.which(name) for name in NAMES] + [place for place in (*PLACES, own) if place and Path(place).exists()]
+    found = [shutil.which(name) for name in NAMES]
+    found += [place for place in (*PLACES, own) if place and Path(place).exists()]
     return next((path for path in found if path), None)
 
 

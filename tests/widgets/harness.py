@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = """<!doctype html><html lang="en"{theme}><head><meta charset="utf-8"><title>figures</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>body {{ margin: 0 auto; max-width: 860px; padding: 16px; background: #fff; }}
-html[data-theme=dark] body {{ background: #14171c; }}</style></head><body><main><h1 style="font-size:0;margin:0">Figures</h1>
+html[data-theme=dark] body {{ background: #14171c; }} h1 {{ font-size: 0; margin: 0; }}</style></head>
+<body><main><h1>Figures</h1>
 <script type="application/vnd.jupyter.widget-state+json">{state}</script>
 {views}</main><script src="tutor-widgets.js"></script></body></html>"""
 
@@ -67,7 +68,7 @@ def sentence(page) -> str:
 
 
 def set_dial(page, name: str, value: int | str | bool) -> None:
-    """Moves a dial as a hand would: `value` is an index or number for ranges, a text for choices, a bool for toggles."""
+    """Moves a dial as a hand would: `value` is an index or number for ranges, a text for choices, else a bool."""
     dial = page.locator(f'[data-dial="{name}"]')
     kind = dial.first.get_attribute("type")
     if kind == "radio":
@@ -92,7 +93,8 @@ def shoot(folder: str | Path, widths: tuple[int, ...] = (1280, 360), themes: tup
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright, served(Path(place)) as address:
-        browser = playwright.chromium.launch(executable_path=find_chromium(playwright.chromium.executable_path), args=FLAGS)
+        path = find_chromium(playwright.chromium.executable_path)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         for name, widget in widgets.items():
             for theme in themes:
                 write_page(Path(place), widget, theme=theme, name=f"{name}-{theme}.html")

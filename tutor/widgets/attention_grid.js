@@ -118,7 +118,7 @@ const RAMPS = {
   light: ["#ffffff", "#e3eff8", "#b4d5ec", "#6fb0dc", "#2a7fbd", "#0c4f8c", "#06264a"],
   dark: ["#14171c", "#16293b", "#174366", "#1f6698", "#4694c8", "#96cbea", "#f4fbff"],
 };
-const GREYS = { light: ["#ffffff", "#f3f2f0", "#dcd8d4", "#b9b2aa", "#958c82"], dark: ["#14171c", "#1f2124", "#34343a", "#55524f", "#7d766e"] };
+const GREYS = { light: ["#ffffff", "#f3f2f0", "#dcd8d4", "#b9b2aa", "#958c82"], dark: ["#14171c", "#24262a", "#41413f", "#6d6862", "#a39a90"] };
 
 function ramp(stops) {
   const out = new Uint8ClampedArray(256 * 3), parts = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
@@ -130,7 +130,7 @@ function ramp(stops) {
 }
 const block = (pixels) => { let b = 1; while (b * pixels < 0.75) b *= 2; return b; };
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
-const word = (trace, j) => { const t = (trace.subject.tokens || [])[j]; return t === undefined ? "" : t.trim() || JSON.stringify(t).slice(1, -1); };
+const word = (trace, j) => { const t = (trace.subject.tokens || [])[j]; return t === undefined ? "" : t.trim() || t.replace(/\n/g, "↵").replace(/ /g, "␣"); };
 const cut = (text, n) => (text.length > n ? `${text.slice(0, n - 1)}…` : text);
 
 export default figure({
@@ -148,7 +148,7 @@ export default figure({
     ctx.stage.append(h("div", { class: "tw-grid" }, h("div", { class: "tw-grid-main" }, map, profile, zooms), side));
 
     const look = { z: 1, x: 0, y: 0 };             // zoom; query and key at the top left corner
-    const size = { left: 46, w: 0, h: 0, bars: 52, foot: 40 };
+    const size = { left: 52, w: 0, h: 0, bars: 52, foot: 44 };
     let rows = null, head = -1, T = 1, S = 1, first = 0, tiles = new Map(), jobs = [], over = null, luts = null, pump = 0;
     let mean = { key: null, value: [1, 0] };
 
@@ -161,7 +161,8 @@ export default figure({
       look.y = clamp(look.y, 0, T - size.h / scaleY());
     }
     function show() { hold(); ctx.refresh("look"); }
-    function zoomBy(factor, px = size.w / 2, py = null) {
+    function zoomBy(factor, px = null, py = null) {          // about a point, or about the chosen query's own place
+      if (px === null) px = clamp((first + state().step + 0.5 - look.x) * scaleX(), 0, size.w);
       if (py === null) py = clamp((state().step + 0.5 - look.y) * scaleY(), 0, size.h);
       const kx = look.x + px / scaleX(), ky = look.y + py / scaleY();
       look.z = clamp(look.z * factor, 1, most());
@@ -270,8 +271,8 @@ export default figure({
       context.strokeStyle = ctx.colour("line"); context.lineWidth = 1;
       context.beginPath(); context.moveTo(X(first), Y(0)); context.lineTo(X(first + T), Y(T)); context.stroke();
       context.strokeStyle = ctx.colour("query"); context.lineWidth = 1.5;
-      const top = Y(step), tall = Math.max(sy, 3);
-      context.strokeRect(-2, top + (sy - tall) / 2, size.w + 4, tall);
+      if (sy >= 4) context.strokeRect(-2, Y(step), size.w + 4, sy);
+      else { context.beginPath(); context.moveTo(0, Y(step) + sy / 2); context.lineTo(size.w, Y(step) + sy / 2); context.stroke(); }
       context.restore();
       context.strokeStyle = ctx.colour("line"); context.lineWidth = 1;
       context.strokeRect(size.left + 0.5, 0.5, size.w - 1, size.h - 1);
@@ -311,6 +312,13 @@ export default figure({
       for (let t = Math.ceil(low / gap) * gap; t < high; t += gap) out.push(t);
       return out;
     }
+    /** A word, shortened until it is at most `room` pixels wide. */
+    function fit(context, text, room) {
+      if (context.measureText(text).width <= room) return text;
+      let n = text.length - 1;
+      while (n > 1 && context.measureText(`${text.slice(0, n)}…`).width > room) n--;
+      return `${text.slice(0, n)}…`;
+    }
     const face = (context, px) => { context.font = `${px}px ${getComputedStyle(ctx.root).fontFamily}`; };
 
     function drawLabels(context, step, Y, sy) {
@@ -322,13 +330,13 @@ export default figure({
       if (sy >= 13) {
         for (let row = Math.max(0, Math.floor(look.y)); row < Math.min(T, look.y + size.h / sy); row++)
           if (row !== step && Math.abs(Y(row) + sy / 2 - size.h / 2) < size.h / 2 - 6)
-            context.fillText(cut(word(trace, first + row), 7), size.left - 7, Y(row) + sy / 2);
+            context.fillText(fit(context, word(trace, first + row), size.left - 8), size.left - 7, Y(row) + sy / 2);
       } else
         for (const t of ticks(look.y + first, Math.min(T, look.y + size.h / sy) + first, size.h, 72))
           if (Math.abs(Y(t - first) - own) > 14 && Y(t - first) > 6) context.fillText(String(t), size.left - 7, Y(t - first) + sy / 2);
       context.fillStyle = ctx.colour("query");
       face(context, 12);
-      context.fillText(sy >= 13 ? cut(word(trace, first + step), 7) : String(first + step), size.left - 7, own);
+      context.fillText(sy >= 13 ? fit(context, word(trace, first + step), size.left - 8) : String(first + step), size.left - 7, own);
     }
 
     function drawProfile({ step, settings }) {
@@ -368,7 +376,7 @@ export default figure({
           if (x < size.left || x > size.left + size.w) continue;
           context.save();
           context.translate(x, size.bars + 5); context.rotate(-Math.PI / 2);
-          context.fillText(cut(word(trace, j), 6), 0, 0);
+          context.fillText(fit(context, word(trace, j), size.foot - 6), 0, 0);
           context.restore();
         }
       } else {
@@ -389,7 +397,7 @@ export default figure({
       const best = topk(p, 8), widest = Math.max(p[best[0]] || 1e-9, 1e-9);
       list.replaceChildren(...best.map((j) => h("li", { class: mask && !mask[j] ? "tw-dropped" : "" },
         h("span", { class: "tw-grid-word" }, cut(word(trace, j) || "·", 14), h("small", {}, String(j))),
-        h("span", { class: "tw-grid-share" }, `${(100 * p[j]).toFixed(1)} %`),
+        h("span", { class: "tw-grid-share" }, p[j] < 0.0005 ? "< 0.1 %" : `${(100 * p[j]).toFixed(1)} %`),
         h("span", { class: "tw-grid-bar", style: { "--share": (p[j] / widest).toFixed(4) } }))));
     }
 
@@ -496,7 +504,7 @@ export default figure({
   },
   legend(state, view) {
     const ticks = h("span", { class: "tw-grid-ramp", "aria-hidden": "true" });
-    const keys = [{ node: ticks, label: "share of the query's attention: 0.03 % to 100 %, log scale" }, { mark: "query", shape: "square", label: "chosen query" }];
+    const keys = [{ node: ticks, label: "share of the query's attention: 0.03 % to 100 %, log scale" }, { mark: "query", shape: "line", label: "chosen query" }];
     if (view.rowMass(state.step, state.settings) !== null) keys.push({ mark: "kept", shape: "fill", label: "kept key" }, { mark: "evicted", shape: "fill", label: "dropped key (grey, smaller when zoomed in)" });
     return keys;
   },

@@ -47,9 +47,9 @@ def overview_mass(cells: np.ndarray) -> np.ndarray:
 class AttentionGrid(TutorWidget):
     """A map of attention to pan and zoom, the chosen query's row beneath it, and the words it looks at.
 
-    A step is one query row. Own dials, all display arithmetic over the recorded rows: `keep` (top-k), `sinks`, `window`,
-    and `head` where several were recorded. With recorded `indptr`/`indices`, the selected keys are shown while those
-    three dials are off.
+    A step is one query row. Own dials, all display arithmetic over the recorded rows: `keep` (top-k), `sinks`,
+    `window`, and `head` where several were recorded. With recorded `indptr`/`indices`, the selected keys are shown
+    while those three dials are off.
     """
 
     figure = "attention_grid"
@@ -89,8 +89,8 @@ class AttentionGrid(TutorWidget):
         head = int(self.settings.get("head", self._head(trace)))
         first, side = int(trace.subject.get("first", 0)), min(0.55 * still.inner, 380.0)
         values = shade(overview_mass(trace.arrays["overview"][head]))
-        ramp = np.array([[int(mix("kept", x)[i:i + 2], 16) for i in (1, 3, 5)] for x in np.linspace(0, 1, 256)], np.uint8)
-        picture = base64.b64encode(png(ramp[np.round(255 * values).astype(int)])).decode()
+        ramp = np.array([[int(mix("kept", x)[i:i + 2], 16) for i in (1, 3, 5)] for x in np.linspace(0, 1, 256)])
+        picture = base64.b64encode(png(ramp.astype(np.uint8)[np.round(255 * values).astype(int)])).decode()
         still.element("image", x=0, y=0, width=side, height=side, href=f"data:image/png;base64,{picture}",
                       style="image-rendering:pixelated", preserveAspectRatio="none")
         still.rect(0, 0, side, side, "none", stroke="#d5d9df")

@@ -180,7 +180,8 @@ def dial(name: str, label: str | None = None, *, values: Iterable | None = None,
          unit: str = "", note: str = "", labels: Iterable[str] | None = None) -> dict:
     """One control below a figure. `kind` is "slider", "select", "segments" (few choices side by side) or "toggle".
 
-    `labels` are the texts shown in place of `values`. Left out, `kind` follows from the rest: a toggle for no values, a slider for numbers, else segments or select.
+    `labels` are the texts shown in place of `values`. Left out, `kind` follows from the rest: a toggle for no values, a
+    slider for numbers, else segments or select.
     """
     values = list(values) if values is not None else None
     if kind is None:
@@ -260,6 +261,7 @@ class TutorWidget(anywidget.AnyWidget):
         if trace is None and not recorded:
             raise ValueError("trace must be given (or variants=[({'dial': value}, trace), …]); got neither")
         first = trace or recorded[0][1]
+        self._check(first)
         dials = self._dials(list(self._own_dials(first) if dials is None else dials), recorded)
         settings = {d["name"]: d["value"] for d in dials}
         if trace is None:

@@ -73,12 +73,21 @@ export function keptMass(values, mask) {
 /** 0.874 as "87 %", 0.0042 as "0.4 %"; as the sentences of tutor/schemas.py write it. */
 export const percent = (x) => `${(100 * x).toFixed(x >= 0.01 ? 0 : 1)} %`;
 
+/** A text as Python's repr() writes it. */
+export function pyRepr(text) {
+  const quote = text.includes("'") && !text.includes('"') ? '"' : "'";
+  const short = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", [quote]: `\\${quote}` };
+  const hex = (c) => {
+    const code = c.codePointAt(0), [mark, digits] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
+    return `\\${mark}${code.toString(16).padStart(digits, "0")}`;
+  };
+  return quote + text.replace(/[\\'"\p{C}\p{Z}]/gu, (c) => short[c] || (c === " " || c === "'" || c === '"' ? c : hex(c))) + quote;
+}
+
 /** A token with its position, as the sentences of tutor/schemas.py write it. */
 export function tokenName(trace, position) {
   const token = (trace.subject.tokens || [])[position];
-  if (token === undefined) return String(position);
-  const escapes = { "\n": "\\n", "\t": "\\t", "\r": "\\r", "\f": "\\x0c", "\v": "\\x0b", "\u00a0": "\\xa0" };
-  return `${position} ${token.trim() || `'${token.replace(/[^ ]/g, (c) => escapes[c] || c)}'`}`;
+  return token === undefined ? String(position) : `${position} ${pyRepr(token.trim() || token)}`;
 }
 
 /** The recorded variant that fits the dials: an index into `variants`, or -1. */
