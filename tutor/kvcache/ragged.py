@@ -72,7 +72,7 @@ class Store:
             self._grid(column)[:, :, int(first[0, 0]):int(first[0, 0]) + n] = value
         else:
             real = first[..., None] + torch.arange(n, device=first.device) < self.counts[..., None]
-            column[self._slots(first, n)[real]] = value[real]
+            column[self._slots(first, n)[real]] = value[real].to(column.dtype)
 
     def rows(self, rope: str = "post") -> Rows:
         if self.shared:
@@ -94,11 +94,11 @@ class Store:
         fresh = {"k": k, "v": v, "w": k.new_ones(k.shape[:3])}
         fresh |= {name: k.new_zeros(k.shape[:3]) for name in self.states}
         for name, column in self.columns.items():
-            self._write(column, first, fresh[name].to(column.dtype))
+            self._write(column, first, fresh[name])
         if self.shared:
             self.pos[self.width - new:self.width] = pos
         else:
-            self._write(self.pos, first, pos.to(torch.int32).expand(*k.shape[:2], new))
+            self._write(self.pos, first, pos.expand(*k.shape[:2], new))
         self.seen += new
 
     def update(self, name: str, value: Tensor) -> None:
@@ -130,7 +130,7 @@ class Store:
                 self.columns["w"] = torch.ones(len(source), device=idx.device)
             for name, value in {"k": merged.k, "v": merged.v, "w": merged.w}.items():
                 if value is not None:
-                    self._write(self.columns[name], counts * 0, value.to(self.columns[name].dtype))
+                    self._write(self.columns[name], counts * 0, value)
 
 
 class RaggedCache:
@@ -150,10 +150,11 @@ class RaggedCache:
         rotate: `(keys before RoPE, positions) -> keys`, the model's own; needed by policies with `rerotate`.
         interval: rows above the budget at which decoding evicts.
         trace: `Recorder` of schema "kvcache.evict/1", or None; recording changes no result.
+        trace_layers: layers whose evictions are recorded; all by default.
     """
 
     def __init__(self, policy: Policy, budget: int | None, n_layers: int, *, rotate: Rotate | None = None,
-                 interval: int = 1, trace: Recorder | None = None):
+                 interval: int = 1, trace: Recorder | None = None, trace_layers: Iterable[int] | None = None):
         if n_layers < 1:
             raise ValueError(f"n_layers must be >= 1; got {n_layers}")
         if interval < 1:
@@ -166,7 +167,8 @@ class RaggedCache:
         if policy.rerotate and rotate is None:
             raise ValueError(f"policy {policy.name!r} turns keys to their slot and needs rotate=: the model's RoPE "
                              "(tutor.attach passes it), or build the policy with rerotate=False")
-        self.policy, self.budget, self.interval, self.trace = policy, budget, interval, trace
+        self.policy, self.budget, self.interval = policy, budget, interval
+        self.trace, self.trace_layers = trace, set(range(n_layers) if trace_layers is None else trace_layers)
         self.can_rollback = not policy.evicts
         self.wants_observation = policy.evicts
         self._rotate = rotate
@@ -228,7 +230,7 @@ class RaggedCache:
             return
         rows = self._rows(layer)
         keep = policy.choose(rows, observation, self._rows_of(layer))
-        if self.trace is not None:
+        if self.trace is not None and layer in self.trace_layers:
             self._record(layer, rows.pos, keep)
         counts = keep.counts.expand_as(store.counts)
         store.keep(keep.idx, counts, counts + self.interval, policy.merge(rows, keep))
