@@ -49,32 +49,12 @@ export function runningMean(values) {
   });
 }
 
-/** A text as Python's repr writes it, so that both sides speak the same sentence. */
-export function pyRepr(text) {
-  const quote = text.includes("'") && !text.includes('"') ? '"' : "'";
-  const code = (c) => {
-    const n = c.codePointAt(0);
-    return n < 256 ? `\\x${n.toString(16).padStart(2, "0")}` : n < 65536 ? `\\u${n.toString(16).padStart(4, "0")}` : `\\U${n.toString(16).padStart(8, "0")}`;
-  };
-  let out = "";
-  for (const c of text) {
-    if (c === "\\" || c === quote) out += `\\${c}`;
-    else if (c === "\n") out += "\\n";
-    else if (c === "\r") out += "\\r";
-    else if (c === "\t") out += "\\t";
-    else out += c !== " " && /[\p{C}\p{Z}]/u.test(c) ? code(c) : c;
-  }
-  return quote + out + quote;
-}
-
 /** Round half to even, as Python does. */
 const roundEven = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
 
-const named = (tokens, i) => (i < tokens.length ? `${i} ${pyRepr(tokens[i].trim() || tokens[i])}` : String(i));
-
 /** The same sentence as `Trace.describe`, made from `appended_at`, `evicted_at` and `nbytes` alone. */
 export function describeShelf(trace, step) {
-  const { appended_at: appended, evicted_at: evicted, nbytes } = trace.arrays, tokens = trace.subject.tokens || [];
+  const { appended_at: appended, evicted_at: evicted, nbytes } = trace.arrays;
   const S = appended.length, lanes = evicted.length / S;
   let first = -1, last = -1, arrived = 0, gone = 0, least = Infinity, most = 0;
   const positions = new Set();
@@ -90,10 +70,10 @@ export function describeShelf(trace, step) {
     most = Math.max(most, rows);
   }
   let text = `Step ${step}: `;
-  if (arrived === 1) text += `token ${named(tokens, first)} arrives; `;
+  if (arrived === 1) text += `token ${tokenName(trace, first)} arrives; `;
   else if (arrived) text += `tokens ${first} to ${last} arrive; `;
   if (gone) {
-    const what = positions.size === 1 ? `token ${named(tokens, Math.min(...positions))}` : `${positions.size} different tokens`;
+    const what = positions.size === 1 ? `token ${tokenName(trace, Math.min(...positions))}` : `${positions.size} different tokens`;
     text += `${what} evicted in ${gone} of the recorded heads; `;
   } else text += "nothing is evicted; ";
   return `${text}each head holds ${least} to ${most} rows, the cache ${roundEven(nbytes[step] / 1024)} kB.`;
@@ -226,7 +206,7 @@ function sparkline(values, steps, width, tall, attributes) {
 export default figure({
   name: "cache_shelf",
   mount(ctx) {
-    const text = h("div", { class: "tw-cs-text" }), life = h("p", { class: "tw-cs-life" });
+    const text = h("div", { class: "tw-cs-text", tabindex: 0, role: "region", "aria-label": "The text read so far" }), life = h("p", { class: "tw-cs-life" });
     const shelves = h("div", { class: "tw-cs-shelves" }), meters = h("div", { class: "tw-cs-meters" });
     ctx.stage.append(text, life, shelves, meters);
     let spans = [], lanes = [], means = null, hover = -1;

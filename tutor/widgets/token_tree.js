@@ -129,7 +129,7 @@ function place(trace, nodes, width) {
 export default figure({
   name: "token_tree",
   mount(ctx) {
-    const text = h("div", { class: "tw-tt-text" }), skyline = h("div", { class: "tw-tt-sky" });
+    const text = h("div", { class: "tw-tt-text", tabindex: 0, role: "region", "aria-label": "The text written so far" }), skyline = h("div", { class: "tw-tt-sky" });
     const tree = h("div", { class: "tw-tt-tree" }), panel = h("div", { class: "tw-tt-panel" }), maskBox = h("div", { class: "tw-tt-maskbox" });
     const side = h("div", { class: "tw-tt-side" }, panel, maskBox);
     ctx.stage.append(text, skyline, tree, side);
