@@ -1,0 +1,82 @@
+"""Make data/ann: docstring embeddings, and the recorded searches that figures show.
+
+    python data/make_ann.py embeddings      # needs the encoder (tutor fetch); 2 minutes on two cores
+    python data/make_ann.py traces          # from the embeddings, seconds
+
+Source      docstrings of the standard library of the Python that runs this (named in docstrings_2k.json), Python Software
+            Foundation License. Questions are ours. Encoder: all-MiniLM-L6-v2, Apache-2.0. Embeddings are stored as float16.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent / "ann"
+ROWS, SENTENCES, SEED = 2000, 200, 0
+
+QUESTIONS = [
+    "How do I sort a list?", "read a file line by line", "open a network connection", "parse command line arguments",
+    "compress data with gzip", "run another program and get its output", "start a thread", "wait until all tasks are done",
+    "convert a date to text", "find all matches of a pattern", "send an email", "download a web page",
+    "compute a hash of a file", "pick a random element", "copy a directory", "write rows to a spreadsheet file",
+    "parse an XML document", "measure how long code takes", "log an error message", "check that two floats are close",
+    "store objects in a file", "list the files in a folder", "lock shared data", "set a breakpoint in the debugger",
+]
+
+
+def embeddings() -> None:
+    from safetensors.numpy import save_file
+
+    from tutor import texts
+    from tutor.model import embed
+
+    rng = np.random.default_rng(SEED)
+    seen: set[str] = set()
+    documents = []
+    for name, text in texts.docstrings():
+        words = " ".join(text.split())
+        if len(words) >= 40 and words not in seen:
+            seen.add(words)
+            documents.append((name, text))
+    documents = [documents[i] for i in np.sort(rng.choice(len(documents), ROWS, replace=False))]
+    bodies = [" ".join(text.split()) for _, text in documents]
+
+    # A query is a sentence of at least six words that its document, having two others, can do without.
+    sentences, sources = [], []
+    for i in rng.permutation(ROWS):
+        parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", bodies[i])
+        fit = [part for part in parts if len(part.split()) >= 6]
+        if len(parts) >= 3 and fit and len(sources) < SENTENCES:
+            taken = fit[rng.integers(len(fit))]
+            sentences.append(taken)
+            sources.append(i)
+            bodies[i] = " ".join(part for part in parts if part != taken)
+
+    encoder = embed.load()
+    encode = lambda rows: encoder.encode(rows).astype(np.float16)
+    HERE.mkdir(exist_ok=True)
+    save_file({"base": encode(bodies), "sentences": encode(sentences), "questions": encode(QUESTIONS),
+               "sources": np.asarray(sources, np.int32)}, HERE / "docstrings_2k.safetensors")
+    about = {"provenance": f"{ROWS} docstrings of the standard library of Python {platform.python_version()}, drawn with seed "
+                           f"{SEED} by data/make_ann.py; embedded by {embed.NAME} ({embed.WHEEL}) in float32, stored as float16",
+             "licence": "texts: Python Software Foundation License; encoder: Apache-2.0",
+             "names": [name for name, _ in documents],
+             "lines": [_short(text.strip().splitlines()[0]) for _, text in documents],
+             "sentences": sentences, "questions": QUESTIONS}
+    (HERE / "docstrings_2k.json").write_text(json.dumps(about, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _short(line: str, most: int = 72) -> str:
+    return line if len(line) <= most else line[:most - 1] + "…"
+
+
+if __name__ == "__main__":
+    what = sys.argv[1:] or ["embeddings", "traces"]
+    for name in what:
+        {"embeddings": embeddings}[name]()
