@@ -24,7 +24,7 @@ from tutor.widgets.base import _storable, module_source, pack
 RUNNER = """
 import fs from "node:fs";
 const m = await import(process.argv[2]);
-const bytes = (text) => { const b = Buffer.from(text, "base64"); return b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength); };
+const bytes = (text) => new Uint8Array(Buffer.from(text, "base64")).buffer;
 function take(value) {
   if (Array.isArray(value)) return value.map(take);
   if (value && typeof value === "object") {
@@ -39,11 +39,13 @@ function give(value) {
   if (ArrayBuffer.isView(value)) return Array.from(value, give);
   if (Array.isArray(value)) return value.map(give);
   if (typeof value === "number" && !Number.isFinite(value)) return { $number: String(value) };
-  if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, give(v)]));
+  if (value && typeof value === "object")
+    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, give(v)]));
   return value === undefined ? null : value;
 }
+const find = (name) => (name === "identity" ? (x) => x : m[name]);
 const calls = JSON.parse(fs.readFileSync(0, "utf8"));
-console.log(JSON.stringify(calls.map(([name, args]) => give((name === "identity" ? (x) => x : m[name])(...args.map(take))))));
+console.log(JSON.stringify(calls.map(([name, args]) => give(find(name)(...args.map(take))))));
 """
 
 

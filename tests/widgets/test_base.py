@@ -22,7 +22,8 @@ from tutor.widgets.still import COLOURS
 
 ALL = {"token_strip": (TokenStrip, strip_trace), "attention_grid": (AttentionGrid, grid_trace),
        "frontier": (Frontier, frontier_trace)}
-each = pytest.mark.parametrize("make", [lambda c=c, t=t: c(t(), caption="A finding.") for c, t in ALL.values()], ids=ALL)
+each = pytest.mark.parametrize("make", [lambda c=c, t=t: c(t(), caption="A finding.") for c, t in ALL.values()],
+                               ids=ALL)
 
 
 def test_importing_the_package_is_cheap():
@@ -39,7 +40,7 @@ def trace_of(**arrays):
 
 
 @settings(max_examples=40, deadline=None)
-@given(hnp.arrays(st.sampled_from([np.int8, np.uint8, np.int32, np.float16, np.float32, np.float64, np.bool_, np.int64]),
+@given(hnp.arrays(st.sampled_from(["int8", "uint8", "int32", "float16", "float32", "float64", "bool", "int64"]),
                   hnp.array_shapes(max_dims=3, max_side=5)))
 def test_arrays_come_back_as_they_were(array):
     headers, buffer = pack([trace_of(extra=array)])

@@ -57,7 +57,7 @@ def test_part_of_a_row():
 
 
 def test_kept_keys_by_hand():
-    # p = .4 .1 .3 .1 .1: top 2 = {0, 2}; with 1 sink = {0}; with window 2 = {3, 4}; the union of all keeps 0 2 3 4 = 0.9
+    # p = .4 .1 .3 .1 .1: top 2 = {0, 2}; with 1 sink = {0}; with window 2 = {3, 4}; all three: 0 2 3 4 = 0.9
     p = np.array([0.4, 0.1, 0.3, 0.1, 0.1])
     assert attention_grid.keep_mask(p, 2).tolist() == [1, 0, 1, 0, 0]
     assert attention_grid.keep_mask(p, 3).tolist() == [1, 1, 1, 0, 0]              # a tie goes to the lower index
@@ -101,7 +101,8 @@ def test_shades_and_overview():
     mass = np.array([1, 0.1, 0.01, 10 ** attention_grid.LOW, 1e-9, 0])
     assert attention_grid.shade(mass)[[0, 3, 4, 5]].tolist() == [1, 0, 0, 0]
     trace, node = grid_trace(), Node(AttentionGrid)
-    np.testing.assert_allclose(node.calls([("shadeOf", float(m)) for m in mass]), attention_grid.shade(mass), atol=1e-12)
+    shades = node.calls([("shadeOf", float(m)) for m in mass])
+    np.testing.assert_allclose(shades, attention_grid.shade(mass), atol=1e-12)
     for head in range(2):
         want = attention_grid.overview_mass(trace.arrays["overview"][head])
         np.testing.assert_allclose(node.call("overviewMass", trace, head), want.ravel(), rtol=1e-12)

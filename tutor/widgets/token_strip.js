@@ -31,7 +31,7 @@ export default figure({
       if (i < 0) { ctx.tip(null); return; }
       spans[i].classList.add("tw-cursor");
       const weights = rowOf(trace.arrays.weights, step), box = spans[i].getBoundingClientRect();
-      const said = `${i}  ${JSON.stringify(trace.subject.tokens[i])}\n${amount(weights[i])} ${trace.subject.quantity || "weight"}`;
+      const said = `${i} ${JSON.stringify(trace.subject.tokens[i])}\n${amount(weights[i])} ${trace.subject.quantity || "weight"}`;
       ctx.tip(said, box.left + box.width / 2, box.top);
       return said;
     }
