@@ -35,6 +35,7 @@ def lab(tmp_path_factory):
     """A JupyterLab server with one notebook; yields (address, token)."""
     folder, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(8)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in CELLS])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "figures.ipynb")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
