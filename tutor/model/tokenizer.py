@@ -61,7 +61,11 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written in the text are recognised, none is added."""
+        """Token ids; special tokens written in the text are recognised, none is added.
+
+        Bytes that the vocabulary lacks are dropped: for the default model a few control characters and the unassigned
+        planes of Unicode.
+        """
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
