@@ -81,8 +81,12 @@ def test_javascript_reads_what_python_packed():
 def test_topk_ties_go_to_the_lower_index():
     # 3 1 3 2 3: the three largest are places 0, 2, 4; the two largest of the equals are 0 and 2
     values = np.array([3, 1, 3, 2, 3], float)
-    got = Node(TokenStrip).calls([("topk", values, k) for k in (0, 2, 3, 4, 9)])
+    node = Node(TokenStrip)
+    got = node.calls([("topk", values, k) for k in (0, 2, 3, 4, 9)])
     assert got == [[], [0, 2], [0, 2, 4], [0, 2, 4, 3], [0, 2, 4, 3, 1]]
+    many = np.random.default_rng(0).integers(0, 9, 100).astype(float)
+    for k, got in zip((1, 15, 16, 40, 100), node.calls([("topk", many, k) for k in (1, 15, 16, 40, 100)])):
+        assert got == np.argsort(-many, kind="stable")[:k].tolist()
 
 
 def test_events_of_a_step():

@@ -93,7 +93,7 @@ export class GridRows {
   }
   mass(row, settings) { const mask = this.mask(row, settings); return mask ? keptMass(this.get(row).p, mask) : 1; }
   /** Mean kept mass over all rows, or over `most` evenly spaced ones: [mean, rows used]. */
-  meanMass(settings, most = 512) {
+  meanMass(settings, most = this.S > 2048 ? 64 : 512) {
     const count = Math.min(this.T, Math.min(most, this.most));
     let sum = 0;
     for (let i = 0; i < count; i++) sum += this.mass(Math.floor((i * this.T) / count), settings);

@@ -52,6 +52,15 @@ export function eventRange(trace, step) {
 
 /** Indices of the k largest values; ties go to the lower index. */
 export function topk(values, k) {
+  if (k < 16) {                                          // a few: one pass, held in order
+    const held = [];
+    for (let i = 0; i < values.length; i++) {
+      let at = held.length;
+      while (at > 0 && values[i] > values[held[at - 1]]) at--;
+      if (at < k) { held.splice(at, 0, i); if (held.length > k) held.pop(); }
+    }
+    return held;
+  }
   const order = Array.from(values, (_, i) => i).sort((a, b) => values[b] - values[a] || a - b);
   return order.slice(0, Math.max(0, Math.min(k, order.length)));
 }
@@ -260,6 +269,10 @@ function mountFigure(spec, model, el) {
     const now = new Set(changed);
     changed.clear();
     view.draw(state, now);
+    if (["trace", "step", "settings", "selection"].some((name) => now.has(name))) paintWords();   // not while panning
+  }
+
+  function paintWords() {
     live.textContent = sentence();
     readout.textContent = spec.readout ? spec.readout(state, view) : "";
     slider.max = steps() - 1;
