@@ -41,15 +41,19 @@ SECTIONS = {
     "Part B. Baselines: recurrent networks, number formats, small models": "compress",
 }
 
-FAMILY = {key: family for family, keys in {
-    "kvcache": "li2024ems xu2024think he2025a2ats li2024scbench horton2024kvprediction",
-    "compute": "liu2025bag snell2024scaling wang2025plansearch yue2025inference martinez2024hyperparameters "
-               "wang2023selfconsistency yao2023tree",
-    "ann": "chen2021spann oakley2025squash gan2023binary dhulipala2024muvera zhan2021jpq zhan2022repconc yadav2022anncur",
-    "extras": "raj2024enterprise han2024peft ma2022scattered zeng2024fdp",
-    "attention": "hochreiter1997lstm cho2014gru beck2024xlstm",
-    "retrieval": "wang2020minilm",
-}.items() for key in keys.split()}
+FAMILY = {
+    key: family
+    for family, keys in {
+        "kvcache": "li2024ems xu2024think he2025a2ats li2024scbench horton2024kvprediction",
+        "compute": "liu2025bag snell2024scaling wang2025plansearch yue2025inference martinez2024hyperparameters "
+        "wang2023selfconsistency yao2023tree",
+        "ann": "chen2021spann oakley2025squash gan2023binary dhulipala2024muvera zhan2021jpq zhan2022repconc yadav2022anncur",
+        "extras": "raj2024enterprise han2024peft ma2022scattered zeng2024fdp",
+        "attention": "hochreiter1997lstm cho2014gru beck2024xlstm",
+        "retrieval": "wang2020minilm",
+    }.items()
+    for key in keys.split()
+}
 
 # Read, cited, but not a method of the course: why.
 BACKGROUND = {
@@ -125,16 +129,18 @@ def papers(text: str) -> list[dict]:
     for key, entry in data.entries.items():
         if place[key] not in SECTIONS:
             raise ValueError(f"{key} stands under the heading {place[key]!r}; add it to SECTIONS in make_papers.py")
-        rows.append({
-            "key": key,
-            "title": plain(entry.fields["title"]),
-            "year": int(entry.fields["year"]),
-            "family": FAMILY.get(key, SECTIONS[place[key]]),
-            "url": address(entry.fields),
-            "planned": key not in BACKGROUND,
-            "why_not": BACKGROUND.get(key, ""),
-            "source": "list" if place[key].startswith("Part A") else "baseline",
-        })
+        rows.append(
+            {
+                "key": key,
+                "title": plain(entry.fields["title"]),
+                "year": int(entry.fields["year"]),
+                "family": FAMILY.get(key, SECTIONS[place[key]]),
+                "url": address(entry.fields),
+                "planned": key not in BACKGROUND,
+                "why_not": BACKGROUND.get(key, ""),
+                "source": "list" if place[key].startswith("Part A") else "baseline",
+            }
+        )
     return sorted(rows, key=lambda row: ORDER.index(row["family"]))
 
 
@@ -150,10 +156,14 @@ def main() -> int:
     text = dump(papers(BIB.read_text(encoding="utf-8")))
     if check:
         same = OUT.exists() and OUT.read_text(encoding="utf-8") == text
-        print("tutor/papers.json is up to date" if same else "tutor/papers.json is out of date: run book/make_papers.py")
+        print(
+            "tutor/papers.json is up to date" if same else "tutor/papers.json is out of date: run book/make_papers.py"
+        )
         return 0 if same else 1
     OUT.write_text(text, encoding="utf-8")
-    print(f"{OUT.name}: {len(json.loads(text))} papers, {sum(row['planned'] for row in json.loads(text))} planned as methods")
+    print(
+        f"{OUT.name}: {len(json.loads(text))} papers, {sum(row['planned'] for row in json.loads(text))} planned as methods"
+    )
     return 0
 
 

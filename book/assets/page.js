@@ -1,5 +1,13 @@
-// Small services for every page: what scrolls can be scrolled by keyboard.
+// Small services for every page: what scrolls can be scrolled by keyboard, and the sidebar's arrows have a name.
 (() => {
+  function name() {
+    for (const summary of document.querySelectorAll("summary")) {
+      if (summary.textContent.trim() || summary.ariaLabel) continue;
+      const link = summary.closest("li")?.querySelector("a");
+      summary.ariaLabel = `Pages below ${link?.textContent.trim() || "this one"}`;
+    }
+  }
+
   function reachable() {
     for (const box of document.querySelectorAll("pre, .table-scroll, .cell_output .output, .math-wrapper")) {
       const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
@@ -7,6 +15,7 @@
       else if (!box.classList.contains("table-scroll")) box.removeAttribute("tabindex");
     }
   }
+  addEventListener("DOMContentLoaded", name);
   addEventListener("load", reachable);
   addEventListener("resize", reachable);
 })();

@@ -42,19 +42,41 @@ MOST_BYTES = 60 * 1024 * 1024
 SKIP = {"_build", "__pycache__", ".ipynb_checkpoints", "make_papers.py"}
 WIDGET_VIEW, WIDGET_STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 
-QUIET = r"(writing output|reading sources|copying|looking for|Config\(|={20})"      # lines of Sphinx that say nothing to a reader
+# Lines of Sphinx and of the kernel that say nothing to a reader.
+QUIET = r"(writing output|reading sources|copying|looking for|Config\(|={20}|Kernel is running over TCP)"
 
 # Elements whose address is fetched when the page is opened (a plain <a href> is not).
-FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
-           "object": "data", "link": "href"}
-LINK_KINDS = {"stylesheet", "icon", "shortcut", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+FETCHED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+    "link": "href",
+}
+LINK_KINDS = {
+    "stylesheet",
+    "icon",
+    "shortcut",
+    "preload",
+    "prefetch",
+    "modulepreload",
+    "preconnect",
+    "dns-prefetch",
+    "manifest",
+}
 
 
 def project_root() -> Path:
     """The checkout; a `RuntimeError` elsewhere, since book and notebooks are not in the wheel."""
     folder = catalog.root()
     if folder is None or not (folder / "book").is_dir():
-        raise RuntimeError("the book is built from a checkout of the project; the installed package has no book/ folder")
+        raise RuntimeError(
+            "the book is built from a checkout of the project; the installed package has no book/ folder"
+        )
     return folder
 
 
@@ -105,8 +127,14 @@ def with_anchors(notebook: dict) -> dict:
             if tag.startswith("method:") and tag not in seen:
                 seen.add(tag)
                 name = "method-" + pages.slug(tag[7:])
-                cells.append({"cell_type": "markdown", "id": name, "metadata": {},
-                              "source": f'<span id="{name}" class="method-anchor"></span>'})
+                cells.append(
+                    {
+                        "cell_type": "markdown",
+                        "id": name,
+                        "metadata": {},
+                        "source": f'<span id="{name}" class="method-anchor"></span>',
+                    }
+                )
         cells.append(cell)
     return notebook | {"cells": cells}
 
@@ -131,21 +159,27 @@ def expand_toc(toc: dict, places: Iterable[str]) -> dict:
     >>> expand_toc(toc, ["notebooks/10_x/02_b.ipynb", "notebooks/10_x/01_a.ipynb"])["parts"][0]["chapters"]
     [{'file': 'notebooks/10_x/01_a'}, {'file': 'notebooks/10_x/02_b'}]
     """
-    rank = {family: f"{i:02d}" for i, family in enumerate(catalog.FAMILIES)}             # families in the order of the course
-    known = sorted((Path(place).with_suffix("").as_posix() for place in places if place.endswith((".md", ".ipynb"))),
-                   key=lambda name: [rank.get(part, part) for part in name.split("/")])
+    rank = {family: f"{i:02d}" for i, family in enumerate(catalog.FAMILIES)}  # families in the order of the course
+    known = sorted(
+        (Path(place).with_suffix("").as_posix() for place in places if place.endswith((".md", ".ipynb"))),
+        key=lambda name: [rank.get(part, part) for part in name.split("/")],
+    )
 
     def entries(items: list[dict]) -> list[dict]:
         out = []
         for item in items:
             if "glob" in item:
-                names = [name for name in known if Path(name).match(item["glob"]) and name.count("/") == item["glob"].count("/")]
+                names = [
+                    name
+                    for name in known
+                    if Path(name).match(item["glob"]) and name.count("/") == item["glob"].count("/")
+                ]
             else:
                 names = [item["file"]] if item["file"] in known else []
             for name in names:
                 entry = {"file": name}
                 below = entries(item["sections"]) if "sections" in item else []
-                if "glob" in item and name.endswith("/index"):        # a family: its methods hang below it
+                if "glob" in item and name.endswith("/index"):  # a family: its methods hang below it
                     folder = name.removesuffix("index")
                     below = [{"file": other} for other in known if other.startswith(folder) and other != name]
                 out.append(entry | ({"sections": below} if below else {}))
@@ -180,39 +214,58 @@ def render(src: Path) -> Path:
     Raises:
         RuntimeError: a notebook failed or a page has a warning (both are in the output above).
     """
-    environment = os.environ | {"TUTOR_ASSETS": str(src / "assets"), "PYTHONWARNINGS": "ignore", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = os.environ | {
+        "TUTOR_ASSETS": str(src / "assets"),
+        "PYTHONWARNINGS": "ignore",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     import torch
 
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(src), "-W", "--keep-going"]
-    with subprocess.Popen(command, env=environment, cwd=src, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(src),
+        "-W",
+        "--keep-going",
+    ]
+    with subprocess.Popen(
+        command, env=environment, cwd=src, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         for line in process.stdout:
             if line.strip() and not re.search(QUIET, line):
                 print("    " + re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip()), flush=True)
     if process.returncode:
-        raise RuntimeError("Jupyter Book found an error or a warning (above); mend the page or notebook that it names and build again")
-    traces = src / "assets" / "traces"                       # written by the notebooks while they ran: after Sphinx looked
+        raise RuntimeError(
+            "Jupyter Book found an error or a warning (above); mend the page or notebook that it names and build again"
+        )
+    traces = src / "assets" / "traces"  # written by the notebooks while they ran: after Sphinx looked
     if traces.is_dir():
         shutil.copytree(traces, src / "_build" / "html" / "_static" / "traces", dirs_exist_ok=True)
     return src / "_build" / "html"
 
 
 # ------------------------------------------------------------------------------------------------------------ 4 finish
-def finish(html: Path, out: Path, *, address: str = "") -> None:
-    """Copy to its place without source maps, page sources and translations; the old site stays until the new one is whole.
+def finish(html: Path, fresh: Path, *, address: str = "") -> None:
+    """Copy without source maps, page sources and translations.
 
     A page that is not found may have been asked for at any depth: its links start from `address`, where that is known.
     """
-    fresh = out.with_name(out.name + ".new")
+    waste = ("*.map", "_sources", ".buildinfo*", "objects.inv", "locales", "*webpack-macros.html")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(html, fresh, ignore=shutil.ignore_patterns("*.map", "_sources", ".buildinfo*", "objects.inv", "locales",
-                                                                        "*webpack-macros.html"))
+    shutil.copytree(html, fresh, ignore=shutil.ignore_patterns(*waste))
     lost = fresh / "404.html"
     if address and lost.exists():
-        lost.write_text(lost.read_text("utf-8").replace("<head>", f'<head>\n<base href="{address.rstrip("/")}/">', 1), "utf-8")
-    if out.exists():
-        shutil.rmtree(out)
+        base = f'<head>\n<base href="{address.rstrip("/")}/">'
+        lost.write_text(lost.read_text("utf-8").replace("<head>", base, 1), "utf-8")
+
+
+def publish(fresh: Path, out: Path) -> None:
+    """Put the new site in the place of the old one."""
+    shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
 
 
@@ -239,7 +292,11 @@ def faults(page: Path, site: Path, anchors: dict[Path, set[str]], *, executed: b
             continue
         path, anchor = urldefrag(address)
         path = urlsplit(path).path
-        target = (site / path.lstrip("/") if path.startswith("/") else page.parent / unquote(path)).resolve() if path else page
+        target = (
+            (site / path.lstrip("/") if path.startswith("/") else page.parent / unquote(path)).resolve()
+            if path
+            else page
+        )
         if target.is_dir():
             target = target / "index.html"
         if not target.exists():
@@ -264,9 +321,15 @@ def inspect(out: Path, *, executed: bool = True) -> tuple[int, int]:
     anchors = {}
     for page in found_pages:
         soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
-        anchors[page.resolve()] = {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} | {"top", ""}
-    problems = [f"{page.relative_to(out)}: {fault}" for page in found_pages
-                for fault in faults(page.resolve(), out.resolve(), anchors, executed=executed)]
+        anchors[page.resolve()] = {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} | {
+            "top",
+            "",
+        }
+    problems = [
+        f"{page.relative_to(out)}: {fault}"
+        for page in found_pages
+        for fault in faults(page.resolve(), out.resolve(), anchors, executed=executed)
+    ]
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         problems.append(f"the site has {size / 2**20:.1f} MB; at most {MOST_BYTES / 2**20:.0f} MB are allowed")
@@ -299,8 +362,10 @@ def build(out: Path | None = None, *, execute: bool = True, address: str = "") -
     lessons = sum(place.endswith(".ipynb") for place in placed)
     say(f"execute {lessons} notebooks and render" if execute else "render without executing")
     html = render(src)
-    finish(html, out, address=address)
-    count, size = inspect(out, executed=execute)
+    fresh = out.with_name(out.name + ".new")
+    finish(html, fresh, address=address)
+    count, size = inspect(fresh, executed=execute)          # the old site stays until the new one is found sound
+    publish(fresh, out)
     say(f"{count} pages, {size / 2**20:.1f} MB, no request to another server, no dead link: {out}")
     return out
 

@@ -30,9 +30,11 @@ def figure_html(figure: dict[str, Any]) -> str:
     payload = {key: figure.get(key) or default for key, default in (("data", []), ("layout", {}), ("frames", []))}
     text = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     height = int(figure.get("layout", {}).get("height") or 420)
-    return (f'<figure class="tutor-plotly" role="group" aria-label="{html.escape(title_of(figure), quote=True)}">'
-            f'<div class="tutor-plotly-box" style="min-height:{height}px"></div>'
-            f'<script type="application/vnd.tutor.plotly+json">{text}</script></figure>')
+    return (
+        f'<figure class="tutor-plotly" role="group" aria-label="{html.escape(title_of(figure), quote=True)}">'
+        f'<div class="tutor-plotly-box" style="min-height:{height}px"></div>'
+        f'<script type="application/vnd.tutor.plotly+json">{text}</script></figure>'
+    )
 
 
 class PlotlyRenderer(MimeRenderPlugin):
