@@ -74,7 +74,7 @@ def attention(layer: int = 20, head: int = 6, *, asked: str = "queries", keys: i
     if not 1 <= keys <= late or not 1 <= nq <= len(capture) - late:
         raise ValueError(f"keys must be in [1, {late}] and nq in [1, {len(capture) - late}]; got keys={keys}, nq={nq}")
     if not 0 <= head < len(q) or asked not in ("queries", "keys"):
-        raise ValueError(f"head must be in [0, {len(q)}) and asked 'queries' or 'keys'; got head={head}, asked={asked!r}")
+        raise ValueError(f"head must be in [0, {len(q)}), asked 'queries' or 'keys'; got head={head}, asked={asked!r}")
     kv = head // (len(q) // len(k))
     spots = np.linspace(late, len(capture) - 1, nq).round().astype(int)
     X = k[kv, :keys].numpy()
