@@ -9,13 +9,14 @@ import numpy as np
 
 from tutor.trace import Recorder, Trace
 
-TEXT = """The lighthouse keeper wrote one line a day. On the first of March he wrote that the lamp was clean and the sea was \
-quiet. On the second he wrote that a ship had passed, far out, and had not answered his signal. The harbour below him slept \
-under snow. He had a cat, a stove, and a shelf of books that he knew by heart, so he read the water instead. When the storm \
-came in April the ship came with it, and this time it answered: three long flashes, then three short. He counted them twice. \
-He climbed down to the harbour with a rope and a lantern, and the cat watched from the window. Nobody in the village believed \
-that a ship could live in that sea. In the morning there were eleven men asleep around his stove, and the line for that day \
-said only that the lamp was clean."""
+TEXT = """The lighthouse keeper wrote one line a day. On the first of March he wrote that the lamp was clean and the \
+sea was quiet. On the second he wrote that a ship had passed, far out, and had not answered his signal. The \
+harbour below him slept under snow. He had a cat, a stove, and a shelf of books that he knew by heart, so he \
+read the water instead. When the storm came in April the ship came with it, and this time it answered: three \
+long flashes, then three short. He counted them twice. He climbed down to the harbour with a rope and a \
+lantern, and the cat watched from the window. Nobody in the village believed that a ship could live in that \
+sea. In the morning there were eleven men asleep around his stove, and the line for that day said only that \
+the lamp was clean."""
 
 
 def words(text: str = TEXT) -> list[str]:
@@ -27,16 +28,26 @@ def words(text: str = TEXT) -> list[str]:
 POLICIES = ("window", "sinks_window", "h2o", "random")
 
 
-def shelf_trace(policy: str = "sinks_window", budget: int = 40, layers: tuple[int, ...] = (4, 17), heads: int = 3,
-                prefill: int = 8, seed: int = 0) -> Trace:
+def shelf_trace(
+    policy: str = "sinks_window",
+    budget: int = 40,
+    layers: tuple[int, ...] = (4, 17),
+    heads: int = 3,
+    prefill: int = 8,
+    seed: int = 0,
+) -> Trace:
     """A cache of `budget` rows per head that reads TEXT: first `prefill` tokens at once, then one token a step."""
     tokens = words()
     S = len(tokens)
     rng = np.random.default_rng(seed)
     weight = np.exp(rng.normal(0, 1.2, (len(layers), heads, S)))
     weight[..., 0] = 1e4
-    record = Recorder("kvcache.evict/1", method=policy, params={"budget": budget},
-                      subject={"tokens": tokens, "budget": budget, "policy": policy})
+    record = Recorder(
+        "kvcache.evict/1",
+        method=policy,
+        params={"budget": budget},
+        subject={"tokens": tokens, "budget": budget, "policy": policy},
+    )
     appended_at = np.maximum(np.arange(S) - prefill + 1, 0)
     steps = S - prefill + 1
     evicted_at = np.full((len(layers), heads, S), -1)
@@ -48,18 +59,31 @@ def shelf_trace(policy: str = "sinks_window", budget: int = 40, layers: tuple[in
                 for pos in new:
                     record.event("appended", layer=layer, head=h, pos=int(pos), score=float("nan"))
                 held = np.flatnonzero((appended_at <= step) & (evicted_at[i, h] < 0))
-                score = {"window": held.astype(float), "sinks_window": np.where(held < 4, np.inf, held),
-                         "h2o": np.where(held > held[-1] - budget // 3, np.inf, weight[i, h, held]),
-                         "random": np.where(held == held[-1], np.inf, rng.random(len(held)))}[policy]
-                for pos in held[np.argsort(score, kind="stable")[:max(len(held) - budget, 0)]]:
+                score = {
+                    "window": held.astype(float),
+                    "sinks_window": np.where(held < 4, np.inf, held),
+                    "h2o": np.where(held > held[-1] - budget // 3, np.inf, weight[i, h, held]),
+                    "random": np.where(held == held[-1], np.inf, rng.random(len(held))),
+                }[policy]
+                for pos in held[np.argsort(score, kind="stable")[: max(len(held) - budget, 0)]]:
                     evicted_at[i, h, pos] = step
                     record.event("evicted", layer=layer, head=h, pos=int(pos), score=float(score[held == pos][0]))
         rows = ((appended_at <= step) & (evicted_at < 0)).sum()
         nbytes[step] = rows * 2 * 64 * 2 * 15
         record.next_step()
-    nll = 3.2 - 1.6 * np.minimum(np.arange(steps) / 60, 1) + rng.gamma(2, 0.5, steps) + (policy == "window") * np.linspace(0, 2, steps)
-    return record.finish(layers=np.asarray(layers, np.int32), appended_at=appended_at.astype(np.int32),
-                         evicted_at=evicted_at.astype(np.int32), nbytes=nbytes, nll=nll.astype(np.float32))
+    nll = (
+        3.2
+        - 1.6 * np.minimum(np.arange(steps) / 60, 1)
+        + rng.gamma(2, 0.5, steps)
+        + (policy == "window") * np.linspace(0, 2, steps)
+    )
+    return record.finish(
+        layers=np.asarray(layers, np.int32),
+        appended_at=appended_at.astype(np.int32),
+        evicted_at=evicted_at.astype(np.int32),
+        nbytes=nbytes,
+        nll=nll.astype(np.float32),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- speculative.run/1
@@ -71,10 +95,19 @@ def tree_trace(steps: int = 9, widths: tuple[int, ...] = (3, 2, 2, 1), seed: int
     pieces = {str(i): piece for piece, i in ids.items()}
     vocabulary = list(ids)
     start, token, parent, q, p, state, follow = [0], [], [], [], [], [], []
-    at = 12                                                       # the root of step 0: the last token of the prompt
-    record = Recorder("speculative.run/1", method="recursive", params={"widths": list(widths)},
-                      subject={"pieces": pieces, "prompt": "".join(tokens[:at + 1]), "drafter": "small model, tree",
-                               "verifier": "recursive", "output": ""})
+    at = 12  # the root of step 0: the last token of the prompt
+    record = Recorder(
+        "speculative.run/1",
+        method="recursive",
+        params={"widths": list(widths)},
+        subject={
+            "pieces": pieces,
+            "prompt": "".join(tokens[: at + 1]),
+            "drafter": "small model, tree",
+            "verifier": "recursive",
+            "output": "",
+        },
+    )
     for _ in range(steps):
         base, rows = len(token), [(ids[tokens[at]], -1, np.nan, np.nan, 0)]
         level, true_path, accepted = [0], [0], 0
@@ -90,8 +123,15 @@ def tree_trace(steps: int = 9, widths: tuple[int, ...] = (3, 2, 2, 1), seed: int
                 for rank, word in enumerate(dict.fromkeys(choices)):
                     right = on_path and word == tokens[at + depth]
                     reached = alive and accepted == depth - 1
-                    rows.append((ids[word], node, mass[rank], 0.35 + 0.6 * rng.random() if right else 0.25 * rng.random() ** 2,
-                                 (1 if right else 2) if reached else 3))
+                    rows.append(
+                        (
+                            ids[word],
+                            node,
+                            mass[rank],
+                            0.35 + 0.6 * rng.random() if right else 0.25 * rng.random() ** 2,
+                            (1 if right else 2) if reached else 3,
+                        )
+                    )
                     following.append(len(rows) - 1)
                     if right and reached:
                         accepted = depth
@@ -106,18 +146,30 @@ def tree_trace(steps: int = 9, widths: tuple[int, ...] = (3, 2, 2, 1), seed: int
         follow.append(ids[tokens[at]])
         record.event("emitted", n=accepted + 1)
         record.next_step()
-    record.subject["output"] = "".join(tokens[12 + 1:at + 1])
+    record.subject["output"] = "".join(tokens[12 + 1 : at + 1])
     q = np.asarray(q, np.float32) if sampled else np.full(len(q), np.nan, np.float32)
-    return record.finish(node_start=np.asarray(start, np.int32), token=np.asarray(token, np.int32),
-                         parent=np.asarray(parent, np.int32), q=q, p=np.asarray(p, np.float32),
-                         state=np.asarray(state, np.int8), next_token=np.asarray(follow, np.int32))
+    return record.finish(
+        node_start=np.asarray(start, np.int32),
+        token=np.asarray(token, np.int32),
+        parent=np.asarray(parent, np.int32),
+        q=q,
+        p=np.asarray(p, np.float32),
+        state=np.asarray(state, np.int8),
+        next_token=np.asarray(follow, np.int32),
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- ann.search/1
-TOPICS = {"lists": "append extend insert sort reverse copy", "paths": "join split exists resolve glob rename",
-          "numbers": "round floor gcd sqrt hypot comb", "threads": "lock wait notify start join acquire",
-          "text": "strip encode format title casefold splitlines", "time": "sleep monotonic strftime replace weekday utcnow",
-          "files": "open read seek truncate flush close", "sets": "union add discard difference update pop"}
+# --------------------------------------------------------------------------------------------------------- ann.search/1
+TOPICS = {
+    "lists": "append extend insert sort reverse copy",
+    "paths": "join split exists resolve glob rename",
+    "numbers": "round floor gcd sqrt hypot comb",
+    "threads": "lock wait notify start join acquire",
+    "text": "strip encode format title casefold splitlines",
+    "time": "sleep monotonic strftime replace weekday utcnow",
+    "files": "open read seek truncate flush close",
+    "sets": "union add discard difference update pop",
+}
 
 
 def points(n: int = 480, d: int = 12, seed: int = 1) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -135,8 +187,12 @@ def _frame(X: np.ndarray, q: np.ndarray, k: int) -> dict[str, np.ndarray]:
     mean = X.mean(0)
     axes = np.linalg.svd(X - mean, full_matrices=False)[2][:2]
     dist = ((X - q) ** 2).sum(1)
-    return {"xy": ((X - mean) @ axes.T).astype(np.float32), "query_xy": ((q - mean) @ axes.T).astype(np.float32),
-            "truth": np.argsort(dist, kind="stable")[:k].astype(np.int32), "true_dist": dist.astype(np.float32)}
+    return {
+        "xy": ((X - mean) @ axes.T).astype(np.float32),
+        "query_xy": ((q - mean) @ axes.T).astype(np.float32),
+        "truth": np.argsort(dist, kind="stable")[:k].astype(np.int32),
+        "true_dist": dist.astype(np.float32),
+    }
 
 
 def search_trace(ef: int = 12, k: int = 8, seed: int = 1) -> tuple[Trace, list[dict]]:
@@ -148,8 +204,12 @@ def search_trace(ef: int = 12, k: int = 8, seed: int = 1) -> tuple[Trace, list[d
     gaps = ((X[:, None] - X[None]) ** 2).sum(-1)
     near = np.argsort(gaps, axis=1)[:, 1:7]
     adj = [sorted({*near[i].tolist(), *rng.integers(0, len(X), 2).tolist()} - {i}) for i in range(len(X))]
-    record = Recorder("ann.search/1", method="hnsw", params={"ef": ef, "k": k},
-                      subject={"labels": labels, "k": k, "metric": "l2", "ef": ef})
+    record = Recorder(
+        "ann.search/1",
+        method="hnsw",
+        params={"ef": ef, "k": k},
+        subject={"labels": labels, "k": k, "metric": "l2", "ef": ef},
+    )
     C, W, seen, snapshots = [], [], set(), []
 
     def offer(v: int, src: int) -> None:
@@ -161,12 +221,26 @@ def search_trace(ef: int = 12, k: int = 8, seed: int = 1) -> tuple[Trace, list[d
             if len(W) > ef:
                 heapq.heappop(W)
         seen.add(v)
-        record.event("evaluated", level=0, src=src, dst=v, dist=d, accepted=accepted, frontier_size=len(C),
-                     best_k_worst=-W[0][0] if len(W) == ef else float("nan"), n_correct=len(truth & {-w for _, w in W}))
+        record.event(
+            "evaluated",
+            level=0,
+            src=src,
+            dst=v,
+            dist=d,
+            accepted=accepted,
+            frontier_size=len(C),
+            best_k_worst=-W[0][0] if len(W) == ef else float("nan"),
+            n_correct=len(truth & {-w for _, w in W}),
+        )
 
     def snapshot(candidates: list) -> None:
-        snapshots.append({"C": [v for _, v in sorted(candidates)], "W": [-v for _, v in sorted(W, reverse=True)],
-                          "evaluated": len(seen)})
+        snapshots.append(
+            {
+                "C": [v for _, v in sorted(candidates)],
+                "W": [-v for _, v in sorted(W, reverse=True)],
+                "evaluated": len(seen),
+            }
+        )
 
     offer(int(np.argmax(gaps[int(arrays["truth"][0])])), -1)
     while C:
@@ -202,8 +276,12 @@ def lists_trace(nprobe: int = 3, k: int = 8, cells: int = 12, seed: int = 1) -> 
     mean = X.mean(0)
     axes = np.linalg.svd(X - mean, full_matrices=False)[2][:2]
     order = np.argsort(((centres - q) ** 2).sum(1), kind="stable")[:nprobe]
-    record = Recorder("ann.search/1", method="ivf_flat", params={"nprobe": nprobe, "k": k},
-                      subject={"labels": labels, "k": k, "metric": "l2", "nprobe": nprobe})
+    record = Recorder(
+        "ann.search/1",
+        method="ivf_flat",
+        params={"nprobe": nprobe, "k": k},
+        subject={"labels": labels, "k": k, "metric": "l2", "nprobe": nprobe},
+    )
     W, snapshots, evaluated = [], [], 0
     for c in order.tolist():
         record.event("opened_list", level=0, dst=c, dist=float(((centres[c] - q) ** 2).sum()))
@@ -212,11 +290,19 @@ def lists_trace(nprobe: int = 3, k: int = 8, cells: int = 12, seed: int = 1) -> 
             if accepted:
                 W = sorted([*W, (float(dist[v]), v)])[:k]
             evaluated += 1
-            record.event("evaluated", level=0, src=c, dst=v, dist=float(dist[v]), accepted=accepted,
-                         n_correct=len(truth & {w for _, w in W}))
+            record.event(
+                "evaluated",
+                level=0,
+                src=c,
+                dst=v,
+                dist=float(dist[v]),
+                accepted=accepted,
+                n_correct=len(truth & {w for _, w in W}),
+            )
         snapshots.append({"C": [], "W": [v for _, v in W], "evaluated": evaluated})
         record.next_step()
     result = np.full(k, -1, np.int32)
-    result[:len(W)] = [v for _, v in W]
-    return record.finish(result=result, cell=cell.astype(np.int32), centroid_xy=((centres - mean) @ axes.T).astype(np.float32),
-                         **arrays), snapshots
+    result[: len(W)] = [v for _, v in W]
+    return record.finish(
+        result=result, cell=cell.astype(np.int32), centroid_xy=((centres - mean) @ axes.T).astype(np.float32), **arrays
+    ), snapshots

@@ -1,4 +1,4 @@
-"""The cache shelf: its arithmetic against Python, its sentence against the trace, its picture on a page with no kernel."""
+"""The cache shelf: its arithmetic against Python, its sentence against the trace, its picture with no kernel."""
 
 from dataclasses import replace
 from html import unescape
@@ -18,7 +18,12 @@ from tutor.widgets.cache_shelf import shelf_row, slim
 
 def widget(**rest) -> CacheShelf:
     policies = dial("policy", values=list(POLICIES), value="sinks_window")
-    return CacheShelf(variants=[({"policy": p}, shelf_trace(p)) for p in POLICIES], dials=[policies], caption="The middle is gone.", **rest)
+    return CacheShelf(
+        variants=[({"policy": p}, shelf_trace(p)) for p in POLICIES],
+        dials=[policies],
+        caption="The middle is gone.",
+        **rest,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- arithmetic
@@ -33,8 +38,12 @@ def test_a_shelf_by_hand():
 def test_shelves_in_javascript_equal_python():
     trace = shelf_trace("h2o")
     a = trace.arrays
-    asked = [(layer, head, step) for layer in range(2) for head in range(3) for step in (0, 1, 40, 100, trace.steps - 1)]
-    found = Node(CacheShelf).calls([("shelfRow", a["appended_at"], a["evicted_at"][layer, head], step) for layer, head, step in asked])
+    asked = [
+        (layer, head, step) for layer in range(2) for head in range(3) for step in (0, 1, 40, 100, trace.steps - 1)
+    ]
+    found = Node(CacheShelf).calls(
+        [("shelfRow", a["appended_at"], a["evicted_at"][layer, head], step) for layer, head, step in asked]
+    )
     for (layer, head, step), row in zip(asked, found):
         assert row == shelf_row(a["appended_at"], a["evicted_at"][layer, head], step).tolist()
         assert sum(s in (1, 2) for s in row) <= 40
@@ -51,7 +60,7 @@ def test_the_history_is_the_share_of_lives_in_each_cell(n, rows):
     fine = np.linspace(0, steps, 1000 * rows, endpoint=False)
     alive = (start[:, None] <= fine) & (fine < end[:, None])
     share = alive.reshape(tokens, rows, 1000).mean(-1).T
-    want = np.stack([share[:, c * tokens // n:(c + 1) * tokens // n].mean(1) for c in range(n)], 1)
+    want = np.stack([share[:, c * tokens // n : (c + 1) * tokens // n].mean(1) for c in range(n)], 1)
     np.testing.assert_allclose(got, want, atol=2e-3)
     spans = np.array([(c + 1) * tokens // n - c * tokens // n for c in range(n)])
     assert (got * spans).sum() * steps / rows == pytest.approx((end - start).sum(), rel=1e-4)
@@ -79,11 +88,15 @@ def test_one_life_in_words():
     for step, head, pos in ((3, 0, 0), (4, 1, 1)):
         recorder.step = step
         recorder.event("evicted", layer=7, head=head, pos=pos)
-    trace = recorder.finish(layers=np.array([7]), appended_at=np.array([0, 2]), evicted_at=evicted, nbytes=np.full(5, 100))
+    trace = recorder.finish(
+        layers=np.array([7]), appended_at=np.array([0, 2]), evicted_at=evicted, nbytes=np.full(5, 100)
+    )
     node = Node(CacheShelf)
     assert node.calls([("lifeWords", trace, 0, 1, step) for step in (1, 3, 4)]) == [
-        "1 “cat” arrives at step 2.", "1 “cat”, read at step 2: every head still holds it.",
-        "1 “cat”, read at step 2: heads 0 and 2 still hold it; head 1 let it go at step 4."]
+        "1 “cat” arrives at step 2.",
+        "1 “cat”, read at step 2: every head still holds it.",
+        "1 “cat”, read at step 2: heads 0 and 2 still hold it; head 1 let it go at step 4.",
+    ]
     assert node.call("rowsHeld", trace, 0, 3) == [1, 2, 2]
 
 
@@ -97,8 +110,10 @@ def test_the_sentence_is_that_of_the_trace(policy):
 def test_kilobytes_are_rounded_as_python_rounds():
     recorder = Recorder("kvcache.evict/1", method="full", subject={"tokens": ["it's", "\n"]})
     recorder.step = 2
-    halves = np.array([2.5 * 1024, 3.5 * 1024])                       # 2 and 4, to even
-    trace = recorder.finish(layers=np.array([0]), appended_at=np.arange(2), evicted_at=np.full((1, 1, 2), -1), nbytes=halves)
+    halves = np.array([2.5 * 1024, 3.5 * 1024])  # 2 and 4, to even
+    trace = recorder.finish(
+        layers=np.array([0]), appended_at=np.arange(2), evicted_at=np.full((1, 1, 2), -1), nbytes=halves
+    )
     said = Node(CacheShelf).calls([("describeShelf", trace, step) for step in (0, 1)])
     assert said == [trace.describe(0), trace.describe(1)]
     assert said[0].endswith("the cache 2 kB.") and said[1].endswith("the cache 4 kB.")
@@ -174,11 +189,11 @@ def test_by_keyboard_and_pointer(tmp_path, open_page):
         assert sentence(page) == one.describe(one.step + 1)
         page.keyboard.press("Home")
         assert sentence(page) == one.describe(0) and page.locator(".tw-cs-token").count() == 8
-        page.keyboard.press("ArrowUp")                               # the newest token, then the one before
+        page.keyboard.press("ArrowUp")  # the newest token, then the one before
         page.keyboard.press("ArrowUp")
         page.wait_for_selector(".tw-cs-chosen")
         assert page.locator(".tw-cs-chosen").get_attribute("data-i") == "6"
         assert "every head still holds it" in page.locator(".tw-cs-life").inner_text()
-        page.locator(".tw-cs-lane").first.click(position={"x": 200, "y": 100})     # the foot of the history: late
+        page.locator(".tw-cs-lane").first.click(position={"x": 200, "y": 100})  # the foot of the history: late
         settle(page)
         assert int(page.locator(".tw-steps").input_value()) > 0.85 * one.trace.steps

@@ -15,11 +15,21 @@ from tutor.widgets.token_tree import ancestor_mask, tree_layout
 
 
 def widget(**rest) -> TokenTree:
-    kinds = {"tree": tree_trace(), "chain": tree_trace(widths=(1,) * 5, seed=5), "wide": tree_trace(widths=(5, 4, 3, 2, 2), seed=6)}
-    return TokenTree(variants=[({"drafter": name}, trace) for name, trace in kinds.items()], caption="One forward, many words.", **rest)
+    kinds = {
+        "tree": tree_trace(),
+        "chain": tree_trace(widths=(1,) * 5, seed=5),
+        "wide": tree_trace(widths=(5, 4, 3, 2, 2), seed=6),
+    }
+    return TokenTree(
+        variants=[({"drafter": name}, trace) for name, trace in kinds.items()],
+        caption="One forward, many words.",
+        **rest,
+    )
 
 
-parents = st.lists(st.integers(0, 10 ** 6), max_size=24).map(lambda draws: [-1] + [d % (i + 1) for i, d in enumerate(draws)])
+parents = st.lists(st.integers(0, 10**6), max_size=24).map(
+    lambda draws: [-1] + [d % (i + 1) for i, d in enumerate(draws)]
+)
 
 
 # --------------------------------------------------------------------------------------------------------- arithmetic
@@ -42,7 +52,7 @@ def test_a_tree_by_hand():
 def test_mask_and_layout_hold_for_any_tree(parent):
     mask, (depth, row) = ancestor_mask(np.array(parent)), tree_layout(np.array(parent))
     assert (mask.sum(1) == depth + 1).all() and not np.triu(mask, 1).any()
-    assert len({*zip(depth.tolist(), row.tolist())}) == len(parent)               # no two nodes in one place
+    assert len({*zip(depth.tolist(), row.tolist())}) == len(parent)  # no two nodes in one place
     for i, up in enumerate(parent):
         if up >= 0:
             assert depth[i] == depth[up] + 1 and row[i] >= row[up]
@@ -53,7 +63,9 @@ def test_mask_and_layout_in_javascript_equal_python():
     rng = np.random.default_rng(0)
     trees = [[-1] + [int(rng.integers(0, i + 1)) for i in range(n)] for n in (0, 1, 2, 5, 12, 40, 63)]
     node = Node(TokenTree)
-    for parent, mask, placed in zip(trees, node.calls([("ancestorMask", p) for p in trees]), node.calls([("treeLayout", p) for p in trees])):
+    for parent, mask, placed in zip(
+        trees, node.calls([("ancestorMask", p) for p in trees]), node.calls([("treeLayout", p) for p in trees])
+    ):
         n, (depth, row) = len(parent), tree_layout(np.array(parent))
         assert np.reshape(mask, (n, n)).tolist() == ancestor_mask(np.array(parent)).astype(int).tolist()
         assert placed["depth"] == depth.tolist() and placed["row"] == row.tolist() and placed["rows"] == row.max() + 1
@@ -70,12 +82,13 @@ def test_the_mask_is_that_of_the_engine():
 
 
 def test_the_walk_of_the_verifier():
-    # children of 0: 1 ✕, 2 ✓; children of 2: 4 ✕, 5 ✓ (3 hangs on 1, never reached); 5 has none; 6 after the accepted 5: not tested
+    # children of 0: 1 ✕, 2 ✓; children of 2: 4 ✕, 5 ✓ (3 hangs on 1, never reached);
+    # 6 stands after the accepted 5 and is not tested
     parent, state = [-1, 0, 0, 1, 2, 2, 2], [0, 2, 1, 3, 2, 1, 3]
     node = Node(TokenTree)
     assert node.call("walkOrder", parent, state) == [1, 2, 4, 5]
     assert node.call("walkOrder", [-1], [0]) == []
-    assert node.call("defaultFocus", parent, state) == 5              # the last that won over a rejected one
+    assert node.call("defaultFocus", parent, state) == 5  # the last that won over a rejected one
     assert node.call("defaultFocus", [-1, 0, 1], [0, 1, 1]) == 2
     assert node.call("defaultFocus", [-1, 0, 0], [0, 2, 2]) == 1
     assert node.call("defaultFocus", [-1], [0]) == 0
@@ -87,11 +100,17 @@ def test_counts_and_text_equal_the_arrays(widths):
     a, node = trace.arrays, Node(TokenTree)
     counts, text = node.call("tally", trace), node.call("written", trace, trace.steps - 1)
     for step, count in enumerate(counts):
-        state = a["state"][a["node_start"][step]:a["node_start"][step + 1]]
-        assert count == {"drafted": len(state) - 1, "accepted": int((state == 1).sum()), "written": int((state == 1).sum()) + 1}
+        state = a["state"][a["node_start"][step] : a["node_start"][step + 1]]
+        assert count == {
+            "drafted": len(state) - 1,
+            "accepted": int((state == 1).sum()),
+            "written": int((state == 1).sum()) + 1,
+        }
     assert "".join(trace.subject["pieces"][str(one["token"])] for one in text) == trace.subject["output"]
     assert sum(one["own"] for one in text) == trace.steps
-    assert node.call("perForward", trace, trace.steps - 1) == pytest.approx((int((a["state"] == 1).sum()) + trace.steps) / trace.steps)
+    assert node.call("perForward", trace, trace.steps - 1) == pytest.approx(
+        (int((a["state"] == 1).sum()) + trace.steps) / trace.steps
+    )
 
 
 def test_every_node_was_walked_or_not():
@@ -108,7 +127,7 @@ def test_a_node_in_words():
     assert node.call("nodeWords", trace, 0, 0).endswith("the pending token, root of the tree.")
     assert "proposed without a probability" in node.call("nodeWords", trace, 0, 1)
     sampled = tree_trace()
-    i = int(np.flatnonzero(sampled.arrays["state"][:sampled.arrays["node_start"][1]] == 2)[0])
+    i = int(np.flatnonzero(sampled.arrays["state"][: sampled.arrays["node_start"][1]] == 2)[0])
     said = node.call("nodeWords", sampled, 0, i)
     assert f"draft {100 * sampled.arrays['q'][i]:.0f} %" in said and said.endswith("tested and rejected.")
 
@@ -117,7 +136,9 @@ def test_a_node_in_words():
 def test_it_opens_where_most_was_accepted():
     one = widget()
     a = one.trace.arrays
-    accepted = [int((a["state"][a["node_start"][s]:a["node_start"][s + 1]] == 1).sum()) for s in range(one.trace.steps)]
+    accepted = [
+        int((a["state"][a["node_start"][s] : a["node_start"][s + 1]] == 1).sum()) for s in range(one.trace.steps)
+    ]
     assert accepted[one.step] == max(accepted)
     assert one.nbytes < 0.2 * INLINE_LIMIT and one.sentences == [one.trace.describe(s) for s in range(one.trace.steps)]
 
@@ -133,7 +154,7 @@ def test_a_step_that_ends_without_a_token_of_the_target():
 def test_the_still_names_every_word():
     one = widget()
     drawn = one.still()
-    first, last = one.trace.arrays["node_start"][one.step:one.step + 2]
+    first, last = one.trace.arrays["node_start"][one.step : one.step + 2]
     assert drawn.count("✓") == int((one.trace.arrays["state"][first:last] == 1).sum())
     for token in one.trace.arrays["token"][first:last]:
         assert one.trace.subject["pieces"][str(token)].strip() in drawn
@@ -152,7 +173,7 @@ def test_on_a_page_without_a_kernel(tmp_path, open_page, width, dark):
         assert overflow(page) == []
         assert sentence(page) == one.describe()
         n = int(np.diff(one.trace.arrays["node_start"])[one.step])
-        assert page.locator(".tw-stage .tw-tt-node").count() == n + 1             # and the target's own token
+        assert page.locator(".tw-stage .tw-tt-node").count() == n + 1  # and the target's own token
         assert bool(page.locator(".tw-tt-outline").count()) == (width == 360)
         first = picture(page)
         set_dial(page, "mask", False)
@@ -191,7 +212,7 @@ def test_the_walk_is_shown_unless_motion_is_reduced(tmp_path, open_page, reduced
     with served(tmp_path) as address:
         page = open_page(address, reduced=reduced)
         ready(page)
-        assert page.locator(".tw-tt-walk").count() == 0                # the first picture is finished at once
+        assert page.locator(".tw-tt-walk").count() == 0  # the first picture is finished at once
         page.locator(".tw-stage").focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_timeout(60)

@@ -16,7 +16,12 @@ from tutor.widgets.vector_map import heaps_at, point_states, ring_positions, spr
 
 def widget(**rest) -> VectorMap:
     beams = dial("ef", "beam width", values=[8, 12, 24], value=12)
-    return VectorMap(variants=[({"ef": ef}, search_trace(ef)[0]) for ef in (8, 12, 24)], dials=[beams], caption="Most are never seen.", **rest)
+    return VectorMap(
+        variants=[({"ef": ef}, search_trace(ef)[0]) for ef in (8, 12, 24)],
+        dials=[beams],
+        caption="Most are never seen.",
+        **rest,
+    )
 
 
 ids = lambda rows: [row["id"] for row in rows]
@@ -34,8 +39,13 @@ def test_two_heaps_by_hand():
         recorder.event("evaluated", level=0, src=0, dst=v, dist=d, accepted=good)
     recorder.next_step()
     recorder.event("expanded", level=0, dst=1, dist=4.0)
-    trace = recorder.finish(xy=np.zeros((4, 2), np.float32), query_xy=np.zeros(2, np.float32), truth=np.array([1]),
-                            result=np.array([1]), true_dist=np.array([9, 4, 6, 8], np.float32))
+    trace = recorder.finish(
+        xy=np.zeros((4, 2), np.float32),
+        query_xy=np.zeros(2, np.float32),
+        truth=np.array([1]),
+        result=np.array([1]),
+        true_dist=np.array([9, 4, 6, 8], np.float32),
+    )
     assert [heaps_at(trace, s) for s in range(3)] == [([0], [0]), ([1, 2], [1, 2]), ([2], [1, 2])]
     assert point_states(trace, 1).tolist() == [3, 2, 2, 1] and point_states(trace, 2).tolist() == [3, 3, 2, 1]
     node = Node(VectorMap)
@@ -44,13 +54,20 @@ def test_two_heaps_by_hand():
     assert node.call("progress", trace) == {"ndist": [0, 3, 3], "found": [0, 1, 1]}
 
 
-@pytest.mark.parametrize("make", [lambda: search_trace(8), lambda: search_trace(12, seed=4), lambda: search_trace(40), lambda: lists_trace(4)],
-                         ids=["beam 8", "beam 12", "beam 40", "lists"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: search_trace(8), lambda: search_trace(12, seed=4), lambda: search_trace(40), lambda: lists_trace(4)],
+    ids=["beam 8", "beam 12", "beam 40", "lists"],
+)
 def test_the_rebuilt_heaps_are_those_of_the_search(make):
     trace, truly = make()
     steps = range(trace.steps)
     node = Node(VectorMap)
-    rebuilt, states, counted = node.calls([("heapsAt", trace, s) for s in steps]), node.calls([("pointStates", trace, s) for s in steps]), node.call("progress", trace)
+    rebuilt, states, counted = (
+        node.calls([("heapsAt", trace, s) for s in steps]),
+        node.calls([("pointStates", trace, s) for s in steps]),
+        node.call("progress", trace),
+    )
     for step in steps:
         assert ids(rebuilt[step]["candidates"]) == truly[step]["C"] == heaps_at(trace, step)[0]
         assert ids(rebuilt[step]["results"]) == truly[step]["W"] == heaps_at(trace, step)[1]
@@ -76,8 +93,11 @@ def test_the_rebuilt_heaps_agree_with_the_library(method, effort):
     for step in range(trace.steps):
         candidates, results = ids(found[step]["candidates"]), ids(found[step]["results"])
         assert (candidates, results) == heaps_at(trace, step)
-        here = np.flatnonzero((trace.events["step"] == step) & (trace.events["level"] == 0)
-                              & np.isin(trace.events["kind"], [ANN_KINDS.index(x) for x in ("entered", "evaluated", "stopped")]))
+        here = np.flatnonzero(
+            (trace.events["step"] == step)
+            & (trace.events["level"] == 0)
+            & np.isin(trace.events["kind"], [ANN_KINDS.index(x) for x in ("entered", "evaluated", "stopped")])
+        )
         if len(here):
             if method == "HNSW":
                 assert len(candidates) == trace.events["frontier_size"][here[-1]]
@@ -85,6 +105,10 @@ def test_the_rebuilt_heaps_agree_with_the_library(method, effort):
             if np.isfinite(worst):
                 assert dist[results[-1]] == pytest.approx(worst, rel=1e-5)
     assert ids(found[-2]["results"])[:5] == trace.arrays["result"].tolist()
+    states = Node(VectorMap).call("pointStates", trace, trace.steps - 1)
+    assert states == point_states(trace, trace.steps - 1).tolist()
+    if method == "IVF":  # measured is what lies in an opened list, and the centres are no points
+        assert np.array_equal(np.array(states) > 0, np.isin(trace.arrays["cell"], trace.of_kind("opened_list")["dst"]))
     assert found[-1]["found"][-1] == trace.events["n_correct"].max()
     assert found[-1]["ndist"][-1] == (trace.events["kind"] == ANN_KINDS.index("evaluated")).sum()
 
@@ -94,7 +118,7 @@ def test_on_rings_the_radius_is_the_distance(metric):
     trace = search_trace()[0]
     trace.subject["metric"] = metric
     if metric == "ip":
-        trace.arrays["true_dist"] -= 30                               # below zero, as -q·x may be
+        trace.arrays["true_dist"] -= 30  # below zero, as -q·x may be
     found = Node(VectorMap).call("positions", trace, "rings", 400, 300, 10)
     at = np.reshape(found["points"], (-1, 2)) - [200, 150]
     np.testing.assert_allclose(at, ring_positions(trace, 140), atol=1e-3)
@@ -102,7 +126,7 @@ def test_on_rings_the_radius_is_the_distance(metric):
     shown = np.sqrt(dist) if metric == "l2" else dist
     assert radius.max() == pytest.approx(140, abs=1e-3)
     slope = np.polyfit(shown, radius, 1)
-    np.testing.assert_allclose(radius, np.polyval(slope, shown), atol=1e-2)       # a straight line: true to scale
+    np.testing.assert_allclose(radius, np.polyval(slope, shown), atol=1e-2)  # a straight line: true to scale
     assert slope[0] > 0
 
 
@@ -180,7 +204,7 @@ def test_on_a_page_without_a_kernel(tmp_path, open_page, width, dark):
         set_dial(page, "layout", "map")
         mapped = picture(page)
         assert mapped != first and sentence(page) == one.describe()
-        set_dial(page, "ef", 2)                                       # the third value: ef = 24
+        set_dial(page, "ef", 2)  # the third value: ef = 24
         assert picture(page) not in (first, mapped)
         assert int(page.locator(".tw-vm-line b").first.inner_text()) > int(cost)
         assert overflow(page) == []
@@ -196,9 +220,12 @@ def test_by_keyboard_and_pointer(tmp_path, open_page):
         page.locator(".tw-stage").focus()
         page.keyboard.press("ArrowLeft")
         assert sentence(page) == one.describe(one.step - 1)
-        page.keyboard.press("ArrowDown")                              # the nearest result
+        page.keyboard.press("ArrowDown")  # the nearest result
         page.wait_for_selector(".tw-vm-here")
-        assert page.locator(".tw-vm-here .tw-vm-name").inner_text() == one.trace.subject["labels"][one.trace.arrays["result"][0]]
+        assert (
+            page.locator(".tw-vm-here .tw-vm-name").inner_text()
+            == one.trace.subject["labels"][one.trace.arrays["result"][0]]
+        )
         box = page.locator(".tw-vm-map").bounding_box()
         nearest = int(one.trace.arrays["truth"][0])
         x, y = ring_positions(one.trace, min(box["width"], box["height"]) / 2 - 16)[nearest]

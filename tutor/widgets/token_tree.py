@@ -38,7 +38,9 @@ def tree_layout(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def without_events(trace: Trace) -> Trace:
     """The arrays say all that the figure draws; its data stay small without the event table."""
-    return replace(trace, events={name: column[:0] for name, column in trace.events.items() if name in ("kind", "step")})
+    return replace(
+        trace, events={name: column[:0] for name, column in trace.events.items() if name in ("kind", "step")}
+    )
 
 
 class TokenTree(TutorWidget):
@@ -52,19 +54,24 @@ class TokenTree(TutorWidget):
     schemas = ("speculative.run/1",)
 
     def _title(self, trace: Trace) -> str:
-        return f"Drafted by {trace.subject.get('drafter', trace.method)}, judged by {trace.subject.get('verifier', 'the target')}"
+        subject = trace.subject
+        return f"Drafted by {subject.get('drafter', trace.method)}, judged by {subject.get('verifier', 'the target')}"
 
     def _first_step(self, trace: Trace) -> int:
         """The step that accepted most and still shows a refusal; the earliest of them."""
         score = []
         for step in range(trace.steps):
-            state = trace.arrays["state"][trace.arrays["node_start"][step]:trace.arrays["node_start"][step + 1]]
+            state = trace.arrays["state"][trace.arrays["node_start"][step] : trace.arrays["node_start"][step + 1]]
             score.append(2 * int((state == 1).sum()) + bool((state == 2).any()))
         return int(np.argmax(score)) if score else 0
 
     def _dials(self, dials: list[dict], recorded: list[tuple[dict, Trace]]) -> list[dict]:
         dials = super()._dials(dials, recorded)
-        return dials if "mask" in [d["name"] for d in dials] else [*dials, dial("mask", "show who attends whom", value=True)]
+        return (
+            dials
+            if "mask" in [d["name"] for d in dials]
+            else [*dials, dial("mask", "show who attends whom", value=True)]
+        )
 
     def _show(self, trace: Trace, recorded: list[tuple[dict, Trace]], file: str = "") -> None:
         small = {id(found): without_events(found) for found in (trace, *(found for _, found in recorded))}
@@ -91,12 +98,34 @@ class TokenTree(TutorWidget):
         for i in range(1, len(parent)):
             up = parent[i]
             start, bend = x[up] + wide[up], 0.6 * (x[i] - x[up] - wide[up])
-            still.path(f"M{start:.1f} {y[up]}C{start + bend:.1f} {y[up]} {x[i] - bend:.1f} {y[i]} {x[i]:.1f} {y[i]}", max(y[up], y[i]),
-                       fill="none", stroke=colour[state[i]], stroke_width=round(1 + 5 * q[i], 2) if q[i] == q[i] else 1.5,
-                       stroke_dasharray="2 4" if state[i] == 4 else None, opacity=0.5 if state[i] == 3 else 1)
+            still.path(
+                f"M{start:.1f} {y[up]}C{start + bend:.1f} {y[up]} {x[i] - bend:.1f} {y[i]} {x[i]:.1f} {y[i]}",
+                max(y[up], y[i]),
+                fill="none",
+                stroke=colour[state[i]],
+                stroke_width=round(1 + 5 * q[i], 2) if q[i] == q[i] else 1.5,
+                stroke_dasharray="2 4" if state[i] == 4 else None,
+                opacity=0.5 if state[i] == 3 else 1,
+            )
         for i, word in enumerate(words):
             filled = state[i] < 2
-            still.rect(x[i], y[i] - 11, wide[i], 22, colour[state[i]] if filled else "paper", rx=4 if state[i] == 4 else 11,
-                       stroke={"ink": "#1c2026", "accepted": "#007f5f", "rejected": "#c4420b", "evicted": "#857c72", "exact": "#26344d"}[colour[state[i]]],
-                       stroke_width=2 if state[i] == 4 else 1.2, stroke_dasharray="3 3" if state[i] == 3 else None)
-            still.text(x[i] + wide[i] / 2, y[i] + 4.5, word, 13, "paper" if filled else colour[state[i]], text_anchor="middle")
+            still.rect(
+                x[i],
+                y[i] - 11,
+                wide[i],
+                22,
+                colour[state[i]] if filled else "paper",
+                rx=4 if state[i] == 4 else 11,
+                stroke={
+                    "ink": "#1c2026",
+                    "accepted": "#007f5f",
+                    "rejected": "#c4420b",
+                    "evicted": "#857c72",
+                    "exact": "#26344d",
+                }[colour[state[i]]],
+                stroke_width=2 if state[i] == 4 else 1.2,
+                stroke_dasharray="3 3" if state[i] == 3 else None,
+            )
+            still.text(
+                x[i] + wide[i] / 2, y[i] + 4.5, word, 13, "paper" if filled else colour[state[i]], text_anchor="middle"
+            )

@@ -12,7 +12,9 @@ from tutor.trace import Trace
 from tutor.widgets.base import TutorWidget, dial
 from tutor.widgets.still import COLOURS, Still
 
-ENTERED, EVALUATED, EXPANDED, OPENED = (ANN_KINDS.index(kind) for kind in ("entered", "evaluated", "expanded", "opened_list"))
+ENTERED, EVALUATED, EXPANDED, OPENED = (
+    ANN_KINDS.index(kind) for kind in ("entered", "evaluated", "expanded", "opened_list")
+)
 
 
 def capacity(trace: Trace) -> int:
@@ -45,7 +47,7 @@ def point_states(trace: Trace, step: int) -> np.ndarray:
     """`(N,)` uint8: 0 never looked at, 1 measured, 2 waiting among the candidates, 3 expanded."""
     events = trace.events
     upto = events["step"] <= step
-    if "cell" in trace.arrays and "level" in events:                 # the upper level of an inverted file are centres
+    if "cell" in trace.arrays and "level" in events:  # the upper level of an inverted file are centres
         upto &= events["level"] == 0
     state = np.zeros(len(trace.arrays["true_dist"]), np.uint8)
     seen = events["dst"][upto & np.isin(events["kind"], (ENTERED, EVALUATED))]
@@ -63,11 +65,11 @@ def spread(angle: np.ndarray) -> np.ndarray:
 
 
 def ring_positions(trace: Trace, reach: float) -> np.ndarray:
-    """`(N, 2)`: radius by the true distance to the query (from the centre, up to `reach`), direction in the map's order."""
+    """`(N, 2)`: radius by the true distance to the query (at most `reach`), direction in the map's order."""
     dist = trace.arrays["true_dist"].astype(np.float64)
     metric = trace.subject.get("metric")
     if metric == "l2":
-        dist = np.sqrt(np.maximum(dist, 0))                          # recorded squared
+        dist = np.sqrt(np.maximum(dist, 0))  # recorded squared
     low = dist.min() - 0.12 * np.ptp(dist)
     low = low if metric == "ip" else max(low, 0.0)
     radius = reach * (dist - low) / max(dist.max() - low, 1e-9)
@@ -79,8 +81,8 @@ def ring_positions(trace: Trace, reach: float) -> np.ndarray:
 class VectorMap(TutorWidget):
     """Points, what a search measured, expanded and held, and what it paid. A step is one expanded node or opened list.
 
-    The dial "layout" switches between rings (radius = true distance to the query) and the recorded map; `ef` or `nprobe`
-    come as `variants`.
+    The dial "layout" switches between rings (radius = true distance to the query) and the recorded map; `ef` or
+    `nprobe` come as `variants`.
     """
 
     figure = "vector_map"
@@ -101,8 +103,10 @@ class VectorMap(TutorWidget):
     def _show(self, trace: Trace, recorded: list[tuple[dict, Trace]], file: str = "") -> None:
         def slim(found: Trace) -> Trace:
             needed = {"kind", "step", "level", "src", "dst", "dist", "accepted", "n_correct"}
-            small = {name: a.astype(np.uint16) if name in ("edges", "cell") and len(found.arrays["xy"]) < 2 ** 16 else a
-                     for name, a in found.arrays.items()}
+            small = {
+                name: a.astype(np.uint16) if name in ("edges", "cell") and len(found.arrays["xy"]) < 2**16 else a
+                for name, a in found.arrays.items()
+            }
             return replace(found, arrays=small, events={name: c for name, c in found.events.items() if name in needed})
 
         small = {id(found): slim(found) for found in (trace, *(found for _, found in recorded))}
@@ -122,8 +126,13 @@ class VectorMap(TutorWidget):
             elif state[i] == 1:
                 still.circle(x, y, 3 if i in results else 2.2, "kept" if i in results else "exact")
             else:
-                still.path(f"M{x:.1f} {y - 4.4:.1f}l4.4 4.4l-4.4 4.4l-4.4 -4.4Z", y + 5, fill="candidate" if state[i] == 3 else "paper",
-                           stroke="candidate", stroke_width=1.5)
+                still.path(
+                    f"M{x:.1f} {y - 4.4:.1f}l4.4 4.4l-4.4 4.4l-4.4 -4.4Z",
+                    y + 5,
+                    fill="candidate" if state[i] == 3 else "paper",
+                    stroke="candidate",
+                    stroke_width=1.5,
+                )
         for i in truth:
             x, y = at[i].tolist()
             lost = state[i] == 0 and step == trace.steps - 1
@@ -136,10 +145,20 @@ class VectorMap(TutorWidget):
             x, y = 0, size + 24
         ndist = int(((trace.events["step"] <= step) & (trace.events["kind"] == EVALUATED)).sum())
         found = sum(int(state[i] > 0) for i in truth)
-        for line in (f"{ndist} of {len(at)} distances", f"{found} of {len(truth)} true neighbours", f"{len(candidates)} candidates wait",
-                     f"{len(results)} results held:"):
+        for line in (
+            f"{ndist} of {len(at)} distances",
+            f"{found} of {len(truth)} true neighbours",
+            f"{len(candidates)} candidates wait",
+            f"{len(results)} results held:",
+        ):
             still.text(x, y, line, 13)
             y += 20
         for i in results[:10]:
-            still.text(x, y, ("◉ " if i in truth else "· ") + (labels[i][:36] if labels else f"point {i}"), 12, "accepted" if i in truth else "muted")
+            still.text(
+                x,
+                y,
+                ("◉ " if i in truth else "· ") + (labels[i][:36] if labels else f"point {i}"),
+                12,
+                "accepted" if i in truth else "muted",
+            )
             y += 17
