@@ -45,7 +45,8 @@ class RandomK(Selector):
             if p < 0:
                 continue                                                   # a row before the first key reads nothing
             own = min(p, s - 1)
-            score = torch.rand(b, hq, own + 1, generator=torch.Generator().manual_seed((seed << 32) + p))
+            draw = torch.Generator().manual_seed((seed * 2654435761 + p) % 2**32)   # 32 bits are all that torch uses
+            score = torch.rand(b, hq, own + 1, generator=draw)
             score[..., own] = 2.0                                         # above every draw: always read
             kept[:, :, row, : own + 1] = top_k(score, self.k)
         return finish(Selection.from_mask(kept, q, k, pos_q=pos_q), trace=trace)
