@@ -8,6 +8,7 @@ import pytest
 
 from tests.browser import overflow, served
 from tests.widgets.harness import picture, ready, sentence, set_dial, settle, write_page
+from tests.widgets.look import barriers
 from tests.widgets.node import Node
 from tests.widgets.stories import POLICIES, shelf_trace
 from tutor.trace import Recorder
@@ -197,3 +198,9 @@ def test_by_keyboard_and_pointer(tmp_path, open_page):
         page.locator(".tw-cs-lane").first.click(position={"x": 200, "y": 100})  # the foot of the history: late
         settle(page)
         assert int(page.locator(".tw-steps").input_value()) > 0.85 * one.trace.steps
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_nothing_stands_in_a_readers_way(tmp_path, open_page, dark):
+    assert barriers(tmp_path, open_page, widget(), dark) == []

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.browser import overflow, served
 from tests.widgets.harness import picture, ready, sentence, set_dial, write_page
+from tests.widgets.look import barriers
 from tests.widgets.node import Node
 from tests.widgets.stories import tree_trace
 from tutor.widgets import TokenTree
@@ -217,3 +218,9 @@ def test_the_walk_is_shown_unless_motion_is_reduced(tmp_path, open_page, reduced
         page.keyboard.press("ArrowRight")
         page.wait_for_timeout(60)
         assert (page.locator(".tw-tt-walk").count() > 0) == (not reduced)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_nothing_stands_in_a_readers_way(tmp_path, open_page, dark):
+    assert barriers(tmp_path, open_page, widget(), dark) == []

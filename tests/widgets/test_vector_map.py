@@ -5,6 +5,7 @@ import pytest
 
 from tests.browser import overflow, served
 from tests.widgets.harness import picture, ready, sentence, set_dial, write_page
+from tests.widgets.look import barriers
 from tests.widgets.node import Node
 from tests.widgets.stories import lists_trace, points, search_trace
 from tutor.schemas import ANN_KINDS
@@ -207,6 +208,7 @@ def test_on_a_page_without_a_kernel(tmp_path, open_page, width, dark):
         set_dial(page, "ef", 2)  # the third value: ef = 24
         assert picture(page) not in (first, mapped)
         assert int(page.locator(".tw-vm-line b").first.inner_text()) > int(cost)
+        assert sentence(page) == one.variants[2]["sentences"][-1]  # seen to the end, it stays at the end
         assert overflow(page) == []
 
 
@@ -249,3 +251,9 @@ def test_lists_open_on_the_page(tmp_path, open_page):
         page.keyboard.press("End")
         assert sentence(page) == one.describe(2)
         assert "3 of 12 lists open" in page.locator(".tw-vm-block").nth(1).inner_text()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_nothing_stands_in_a_readers_way(tmp_path, open_page, dark):
+    assert barriers(tmp_path, open_page, widget(), dark) == []

@@ -555,7 +555,8 @@ export default figure({
     view.move(event.key === "ArrowDown" ? 1 : -1);
     return true;
   },
-  readout: (state) => `${perForward(state.trace, state.step).toFixed(2)} tokens per forward so far`,
+  readout: ({ trace, step }) =>
+    `${trace.subject.drafter || trace.method}, ${trace.subject.verifier || "verified"}: ${perForward(trace, step).toFixed(2)} tokens per forward so far`,
   legend: (state) => [
     { node: sample("root"), label: "pending" },
     { node: sample("accepted", "✓"), label: "accepted" },

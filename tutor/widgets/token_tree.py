@@ -54,8 +54,7 @@ class TokenTree(TutorWidget):
     schemas = ("speculative.run/1",)
 
     def _title(self, trace: Trace) -> str:
-        subject = trace.subject
-        return f"Drafted by {subject.get('drafter', trace.method)}, judged by {subject.get('verifier', 'the target')}"
+        return "Drafted ahead, judged in one forward"
 
     def _first_step(self, trace: Trace) -> int:
         """The step that accepted most and still shows a refusal; the earliest of them."""

@@ -348,7 +348,7 @@ export default figure({
           if (events.kind[i] !== kind.evaluated || !(events.src[i] >= 0) || events.src[i] === events.dst[i]) continue;
           const now = i >= from;
           pen.strokeStyle = c("candidate");
-          pen.globalAlpha = now ? 0.95 : 0.3;
+          pen.globalAlpha = now ? 0.95 : to > 150 ? 0.2 : 0.3;
           pen.lineWidth = now ? 1.4 : 0.8;
           pen.setLineDash(onBase(events, i) ? [] : [3, 3]);
           pen.beginPath();
@@ -721,6 +721,9 @@ export default figure({
         const { trace, step, width } = state,
           roomy = width >= 700;
         ctx.stage.classList.toggle("tw-vm-roomy", roomy);
+        // a search that was seen to its end stays at the end when a dial picks another one
+        if (changed.has("trace") && memo.atEnd && step < trace.steps - 1) ctx.setStep(trace.steps - 1);
+        memo.atEnd = step === trace.steps - 1 || (changed.has("trace") && memo.atEnd);
         if (changed.has("trace")) memo.progress = progress(trace);
         if (changed.has("trace") || changed.has("step")) {
           memo.heaps = heapsAt(trace, step);
@@ -773,7 +776,8 @@ export default figure({
     const { trace, step } = state,
       { ndist, found } = progress(trace),
       k = trace.arrays.truth.length;
-    return `${found[step]} of ${k} found with ${percent(ndist[step] / trace.arrays.true_dist.length)} of the distances`;
+    const effort = ["ef", "nprobe"].filter((name) => name in trace.subject).map((name) => `${name} ${trace.subject[name]}`);
+    return `${[trace.method, ...effort].join(", ")}: ${found[step]} of ${k} found with ${percent(ndist[step] / trace.arrays.true_dist.length)} of the distances`;
   },
   legend(state) {
     const lists = Boolean(state.trace.arrays.cell);

@@ -89,8 +89,8 @@ class VectorMap(TutorWidget):
     schemas = ("ann.search/1",)
 
     def _title(self, trace: Trace) -> str:
-        effort = next((f", {name} = {trace.subject[name]}" for name in ("ef", "nprobe") if name in trace.subject), "")
-        return f"The {trace.subject['k']} nearest of {len(trace.arrays['true_dist'])} points by {trace.method}{effort}"
+        query = f" to “{trace.subject['query']}”" if "query" in trace.subject else ""
+        return f"The {trace.subject['k']} nearest of {len(trace.arrays['true_dist'])} points{query}"
 
     def _first_step(self, trace: Trace) -> int:
         return max(trace.steps - 1, 0)
