@@ -39,7 +39,8 @@ PRESETS = {h.name: h for h in (Hardware("H100 SXM", 3.35e12, 989e12), Hardware("
                                Hardware("RTX 3090", 936e9, 71e12))}
 
 
-def verify_time(hardware: Hardware, config: Any, rows: int, length: int, *, parameters: int, element_bytes: int = 2) -> float:
+def verify_time(hardware: Hardware, config: Any, rows: int, length: int, *, parameters: int,
+                element_bytes: int = 2) -> float:
     """Modelled seconds of one forward pass of `rows` tree rows over `length` cached tokens.
 
     Args:
@@ -115,9 +116,9 @@ class VerifyCost:
 
 
 @torch.inference_mode()
-def calibrate_verify_cost(model: Any, rows: Sequence[int] = (1, 2, 4, 8, 16, 32), length: int = 256, *, repeats: int = 20,
-                          layers: Sequence[int] | None = None) -> VerifyCost:
-    """Median time of `repeats` forward passes per row count over `length` cached tokens, orders interleaved, after a warm-up.
+def calibrate_verify_cost(model: Any, rows: Sequence[int] = (1, 2, 4, 8, 16, 32), length: int = 256, *,
+                          repeats: int = 20, layers: Sequence[int] | None = None) -> VerifyCost:
+    """Median time of `repeats` forward passes per row count over `length` cached tokens, interleaved, after a warm-up.
 
     Nothing is fitted: real machines have steps (tile sizes, thread counts) that a roofline lacks.
     """

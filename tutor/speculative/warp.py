@@ -54,7 +54,7 @@ class Warp:
             logits = logits.masked_fill(~_largest(logits, self.top_k), float("-inf"))
         p = torch.softmax(logits, -1)
         if self.top_p < 1:
-            value, order = torch.sort(p, -1, descending=True, stable=True)
+            value, order = torch.sort(p, dim=-1, descending=True, stable=True)
             inside = value.cumsum(-1) - value < self.top_p                         # mass of the more probable ones
             p = p * torch.zeros_like(inside).scatter_(-1, order, inside)
             p = p / p.sum(-1, keepdim=True)

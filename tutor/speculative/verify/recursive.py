@@ -2,9 +2,9 @@
 
 Idea        A refused guess is no reason to stop: the residual is a target distribution like any other, so the next
             sampled sibling may be tested against it.
-Rule        At a node R <- p, D <- q. For children y in the order of sampling: accept with chance min(1, R(y)/D(y)), else
-            R <- norm(max(R - D, 0)); without replacement also D(y) <- 0, D <- norm(D). If all fail, emit a draw of R.
-            Each round is the chain rule for the pair (R, D), provided that y was really sampled from that D.
+Rule        At a node R <- p, D <- q. For children y in the order of sampling: accept with chance min(1, R(y)/D(y)),
+            else R <- norm(max(R - D, 0)); without replacement also D(y) <- 0, D <- norm(D). If all fail, emit a draw of
+            R. Each round is the chain rule for the pair (R, D), provided that y was really sampled from that D.
 Cost        one target forward of M rows; O(children * V) arithmetic at each node of the path.
 Paper       Miao et al. 2024, multi-step speculative sampling, section 4.3, algorithm 2 (with replacement)
             [miao2024specinfer]; without replacement: Chen et al. 2024, section 3.2 [chen2024sequoia].
