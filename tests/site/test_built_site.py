@@ -8,7 +8,7 @@ thing about all of them. Screenshots go to book/_build/shots.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -66,15 +66,15 @@ def address(site):
 class Seen:
     """What one page did and held."""
 
-    faults: list[str] = field(default_factory=list)  # outside requests, console errors, answers >= 400
-    axe: dict[str, list[str]] = field(default_factory=dict)  # theme -> serious and critical violations
-    wide: list[str] = field(default_factory=list)  # sticks out at 360 px
-    links: list[str] = field(default_factory=list)
-    ids: set[str] = field(default_factory=set)
-    widgets: int = 0
-    charts: list[int] = field(default_factory=list)  # traces that plotly.js really drew, by figure
-    boxes: int = 0
-    formulas: tuple[int, int] = (0, 0)  # typeset, in the source
+    faults: list[str]              # outside requests, console errors, answers of 400 or more
+    axe: dict[str, list[str]]      # theme -> serious and critical violations
+    wide: list[str]                # what sticks out at 360 px
+    links: list[str]
+    ids: set[str]
+    widgets: int
+    boxes: int                     # Plotly figures in the page
+    charts: list[int]              # traces that plotly.js really drew, by figure
+    formulas: list[int]            # typeset, in the source
 
 
 def axe_source() -> str:
@@ -86,7 +86,12 @@ def axe_source() -> str:
 AXE = """async () => {
   const found = await axe.run(document, { resultTypes: ["violations"], preload: false });
   return found.violations.filter((v) => v.impact === "serious" || v.impact === "critical").map((v) =>
-    `${v.id}: ${v.nodes.length} x, first ${v.nodes[0].html.slice(0, 160)} ${(v.nodes[0].any[0] ?? v.nodes[0].all[0] ?? v.nodes[0].none[0])?.message ?? ""}`);
+    `${v.id}: ${v.nodes.length} x, first ${v.nodes[0].html.slice(0, 160)} ${v.nodes[0].failureSummary}`);
+}"""
+
+THEME = """theme => {
+  document.documentElement.dataset.theme = theme;
+  document.documentElement.dataset.mode = theme;
 }"""
 
 SETTLED = """() => [...document.querySelectorAll("figure.tutor-plotly .tutor-plotly-box")].every((b) => b.dataset.drawn)
@@ -110,68 +115,63 @@ def context_of(browser, *, width: int, dark: bool = False):  # noqa: F811
 def wake(page) -> None:
     """Bring every lazily drawn figure into view once, then return to the top."""
     page.evaluate("""async () => { for (const e of document.querySelectorAll(".tw, figure.tutor-plotly")) {
-        e.scrollIntoView({ block: "center" }); await new Promise((done) => setTimeout(done, 60)); } scrollTo(0, 0); }""")
+            e.scrollIntoView({ block: "center" });
+            await new Promise((done) => setTimeout(done, 60));
+        } scrollTo(0, 0); }""")
     page.wait_for_function(SETTLED, timeout=30_000)
+
+
+COLLECT = """() => { const all = (selector) => [...document.querySelectorAll(selector)]; return {
+  links: all("a[href]").map((a) => a.href),
+  ids: all("[id], [name]").flatMap((e) => [e.id, e.getAttribute("name")]),
+  widgets: all(".tw").length,
+  boxes: all("figure.tutor-plotly").length,
+  charts: all(".tutor-plotly-box").map((b) => (b._fullData ?? []).length),
+  formulas: [all("mjx-container").length, all(".math").length],
+}; }"""
+
+
+def visit(page, address: str, name: str, axe: str) -> Seen:
+    """Open one page: wide, in both themes, then narrow; photograph those that are looked at."""
+    watch, stem = Watch(page), name.removesuffix(".html")
+    looked_at = stem.startswith(LOOKED_AT)
+
+    def shoot(width: int, theme: str) -> None:
+        if looked_at:
+            page.screenshot(path=BUILT / "shots" / f"{stem.replace('/', '-')}-{width}-{theme}.png")
+
+    page.goto(address + name)
+    wake(page)
+    page.evaluate(axe)
+    violations = {}
+    for theme in ("light", "dark"):
+        page.evaluate(THEME, theme)
+        page.wait_for_timeout(250)
+        violations[theme] = page.evaluate(AXE)
+        shoot(1280, theme)
+    found = page.evaluate(COLLECT)
+    page.set_viewport_size({"width": 360, "height": 780})
+    page.wait_for_timeout(200)
+    scroll = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    wide = [f"the page scrolls by {scroll} px; {overflow(page)[:4]}"] if scroll > 0 else []
+    for theme in ("dark", "light"):
+        page.evaluate(THEME, theme)
+        shoot(360, theme)
+    return Seen(faults=watch.faults, axe=violations, wide=wide, **found | {"ids": set(found["ids"])})
 
 
 @pytest.fixture(scope="module")
 def crawl(site, address, browser) -> dict[str, Seen]:  # noqa: F811
-    """Every page, once: light, dark, narrow."""
-    shots = BUILT / "shots"
-    shots.mkdir(exist_ok=True)
-    axe = axe_source()
-    context, seen = context_of(browser, width=1280), {}
-    page = context.new_page()
-    page.set_default_timeout(30_000)
+    """Every page, once."""
+    (BUILT / "shots").mkdir(exist_ok=True)
+    axe, seen = axe_source(), {}
+    context = context_of(browser, width=1280)
     for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).as_posix()
-        page.set_viewport_size({"width": 1280, "height": 900})
-        watch, now = Watch(page), Seen()
-        page.goto(address + name)
-        wake(page)
-        page.evaluate(axe)
-        look = name.removesuffix(".html").startswith(LOOKED_AT) and not name.startswith("genindex")
-        for theme in ("light", "dark"):
-            page.evaluate(
-                "theme => { document.documentElement.dataset.theme = theme; document.documentElement.dataset.mode = theme; }",
-                theme,
-            )
-            page.wait_for_timeout(250)
-            now.axe[theme] = page.evaluate(AXE)
-            if look:
-                page.screenshot(path=shots / f"{name.removesuffix('.html').replace('/', '-')}-1280-{theme}.png")
-        now.links = page.evaluate("() => [...document.querySelectorAll('a[href]')].map((a) => a.href)")
-        now.ids = set(
-            page.evaluate(
-                "() => [...document.querySelectorAll('[id], [name]')].flatMap((e) => [e.id, e.getAttribute('name')])"
-            )
-        )
-        now.widgets = page.locator(".tw").count()
-        now.boxes = page.locator("figure.tutor-plotly").count()
-        now.charts = page.evaluate(
-            "() => [...document.querySelectorAll('.tutor-plotly-box')].map((b) => (b._fullData ?? []).length)"
-        )
-        now.formulas = tuple(
-            page.evaluate(
-                "() => [document.querySelectorAll('mjx-container').length, document.querySelectorAll('.math').length]"
-            )
-        )
-        page.set_viewport_size({"width": 360, "height": 780})
-        page.wait_for_timeout(200)
-        scroll = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        now.wide = [f"the page scrolls by {scroll} px; {overflow(page)[:4]}"] if scroll > 0 else []
-        if look:
-            for theme in ("dark", "light"):
-                page.evaluate(
-                    "theme => { document.documentElement.dataset.theme = theme; document.documentElement.dataset.mode = theme; }",
-                    theme,
-                )
-                page.wait_for_timeout(150)
-                page.screenshot(path=shots / f"{name.removesuffix('.html').replace('/', '-')}-360-{theme}.png")
-        now.faults = watch.faults
-        for event, handler in (("request", watch._request), ("response", watch._response), ("console", watch._console)):
-            page.remove_listener(event, handler)
-        seen[name] = now
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        seen[name] = visit(page, address, name, axe)
+        page.close()
     context.close()
     return seen
 
@@ -253,15 +253,15 @@ def test_the_theme_can_be_switched_and_is_remembered(address, browser):  # noqa:
     context.close()
 
 
-PICTURE = """(root) => {                                   // everything drawn in a figure's stage, as one comparable string
+PICTURE = """(root) => {                                   // all that is drawn in a figure's stage, as one string
   const stage = root.querySelector(".tw-stage") ?? root;
   const copies = [...stage.querySelectorAll("canvas")].map((c) => c.toDataURL());
   return stage.innerHTML + copies.join("");
 }"""
 MOVE = """(control) => {                                  // to another allowed value, as a hand would
-  if (control.tagName === "SELECT") control.selectedIndex = control.selectedIndex === control.length - 1 ? 0 : control.length - 1;
-  else if (control.type === "checkbox") { control.click(); return; }
-  else if (control.type === "radio") { control.click(); return; }
+  const last = control.length - 1;
+  if (control.type === "checkbox" || control.type === "radio") { control.click(); return; }
+  if (control.tagName === "SELECT") control.selectedIndex = control.selectedIndex === last ? 0 : last;
   else control.value = Number(control.value) === Number(control.max) ? control.min : control.max;
   for (const kind of ["input", "change"]) control.dispatchEvent(new Event(kind, { bubbles: true }));
 }"""

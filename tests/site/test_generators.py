@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tutor import catalog
-from tutor.book import pages
+from tutor.book import docstrings, markup, pages, results
 from tutor.claim import Claim, Expected, Measured, Number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,10 +59,10 @@ def test_green_stands_only_beside_what_is_done():
 
 
 def test_a_status_is_a_sign_and_a_word():
-    for status, (sign, word) in pages.STATUS.items():
-        assert sign in pages.chip(status) and word in pages.chip(status)
-    assert len({sign for sign, _ in pages.STATUS.values()}) == 3
-    assert len({sign for sign, _ in pages.VERDICT.values()}) == 4
+    for status, (sign, word) in markup.STATUS.items():
+        assert sign in markup.chip(status) and word in markup.chip(status)
+    assert len({sign for sign, _ in markup.STATUS.values()}) == 3
+    assert len({sign for sign, _ in markup.VERDICT.values()}) == 4
 
 
 def test_an_open_paper_links_to_the_paper_and_to_no_page_of_ours():
@@ -90,7 +90,7 @@ def test_the_real_coverage_lists_every_planned_paper_once():
     assert covered >= {paper["key"] for paper in catalog.papers() if paper["planned"]}
     page = pages.coverage_page(entries, {}, {})
     for entry in entries:
-        assert pages.esc(entry["title"]) in page
+        assert markup.esc(entry["title"]) in page
 
 
 # -------------------------------------------------------------------------------------------------------------- claims
@@ -134,7 +134,7 @@ Known bias  it favours * age_of rows
 
 
 def test_a_docstring_is_read_in_its_parts():
-    words = pages.told(DOC)
+    words = docstrings.told(DOC)
     assert words.title == "Window: read the last `W` keys." and words.prose == (
         "Some words about [dao2022flashattention].",
     )
@@ -143,12 +143,12 @@ def test_a_docstring_is_read_in_its_parts():
 
 
 def test_a_rule_that_is_laid_out_keeps_its_lines_and_prose_flows():
-    assert pages.rule_block(pages.told(DOC).sections["Rule"]).startswith("<pre")
-    assert pages.rule_block("one\ntwo") == '<p class="rule">one two</p>\n'
+    assert docstrings.rule_block(docstrings.told(DOC).sections["Rule"]).startswith("<pre")
+    assert docstrings.rule_block("one\ntwo") == '<p class="rule">one two</p>\n'
 
 
 def test_prose_is_literal_but_for_code_and_known_papers():
-    text = pages.md("a*b_c <x> $y$ [known2020] [unknown] `k_v` 1", keys={"known2020"})
+    text = markup.md("a*b_c <x> $y$ [known2020] [unknown] `k_v` 1", keys={"known2020"})
     assert text == r"a\*b\_c \<x\> \$y\$ {cite:p}`known2020` \[unknown\] `k_v` 1"
 
 
@@ -166,7 +166,7 @@ def test_parameters_come_from_the_signature_and_their_words_from_the_docstring()
         sinks: int = 4
         window: int = 60
 
-    assert pages.parameters(Policy) == [
+    assert docstrings.parameters(Policy) == [
         ("sinks", "int", "4", "the first rows that stay."),
         ("window", "int", "60", "the last rows."),
     ]
@@ -183,7 +183,7 @@ def test_every_method_has_a_page_with_its_idea_and_its_parameters(method):
     page = pages.method_page(method, entry, [], {}, {paper["key"] for paper in catalog.papers()})
     for heading in ("## Idea", "## Rule", "## Cost", "## What differs from the paper"):
         assert heading in page, f"{method.module} lacks the docstring section behind {heading!r}"
-    for name, *_ in pages.parameters(method.build):
+    for name, *_ in docstrings.parameters(method.build):
         assert f"<code>{name}</code>" in page
 
 
@@ -214,15 +214,15 @@ def test_a_result_file_becomes_tables_with_its_machine_and_day():
 
 def test_what_was_not_measured_is_not_shown():
     assert "No benchmark has been run yet" in pages.numbers_page({})
-    assert "has not been measured" in pages.rounding_note({})
-    assert "0.23" in pages.rounding_note({"rounding": {"largest_change_of_a_logit": 0.23}})
+    assert "has not been measured" in results.rounding_note({})
+    assert "0.23" in results.rounding_note({"rounding": {"largest_change_of_a_logit": 0.23}})
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.00012345, "0.0001234"), (123456.7, "123457"), (12, "12"), (True, "yes"), (1e-9, "1e-09")]
 )
 def test_numbers_read_as_one_would_say_them(value, text):
-    assert pages.number(value) == text
+    assert markup.number(value) == text
 
 
 # ------------------------------------------------------------------------------------------------------------- lessons

@@ -54,7 +54,8 @@ def test_the_page_draws_it_and_follows_the_theme(tmp_path, open_page):  # noqa: 
     (tmp_path / "vendor").mkdir()
     shutil.copy(Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js", tmp_path / "vendor")
     (tmp_path / "index.html").write_text(
-        f'<!doctype html><html data-theme="light"><body>{figure_html(figure())}<script src="plotly-init.js"></script></body></html>'
+        f'<!doctype html><html data-theme="light"><body>{figure_html(figure())}'
+        '<script src="plotly-init.js"></script></body></html>'
     )
     (tmp_path / "plain.html").write_text(
         '<!doctype html><html><body><script src="plotly-init.js"></script></body></html>'

@@ -37,6 +37,7 @@ from bs4 import BeautifulSoup
 
 from tutor import catalog
 from tutor.book import pages
+from tutor.book.markup import slug
 
 MOST_BYTES = 60 * 1024 * 1024
 SKIP = {"_build", "__pycache__", ".ipynb_checkpoints", "make_papers.py"}
@@ -126,7 +127,7 @@ def with_anchors(notebook: dict) -> dict:
         for tag in cell.get("metadata", {}).get("tags", []):
             if tag.startswith("method:") and tag not in seen:
                 seen.add(tag)
-                name = "method-" + pages.slug(tag[7:])
+                name = "method-" + slug(tag[7:])
                 cells.append(
                     {
                         "cell_type": "markdown",
@@ -153,7 +154,7 @@ def gather(root: Path, src: Path) -> set[str]:
 
 # ---------------------------------------------------------------------------------------------------------- 2 generate
 def expand_toc(toc: dict, places: Iterable[str]) -> dict:
-    """The table of contents with every `glob` replaced by the pages that match, in order, and method pages under their family.
+    """The table of contents with every `glob` replaced by the pages that match; methods hang below their family.
 
     >>> toc = {"parts": [{"chapters": [{"glob": "notebooks/10_x/*"}, {"file": "notebooks/00_a"}]}]}
     >>> expand_toc(toc, ["notebooks/10_x/02_b.ipynb", "notebooks/10_x/01_a.ipynb"])["parts"][0]["chapters"]
@@ -257,6 +258,8 @@ def finish(html: Path, fresh: Path, *, address: str = "") -> None:
     waste = ("*.map", "_sources", ".buildinfo*", "objects.inv", "locales", "*webpack-macros.html")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(html, fresh, ignore=shutil.ignore_patterns(*waste))
+    for page in fresh.rglob("*.html"):                    # an entry of a list must be a list item to be read as one
+        page.write_text(page.read_text("utf-8").replace('role="doc-biblioentry"', 'role="listitem"'), "utf-8")
     lost = fresh / "404.html"
     if address and lost.exists():
         base = f'<head>\n<base href="{address.rstrip("/")}/">'
