@@ -35,6 +35,6 @@ CLAIMS = (
         expected=Expected("in_part", {
             "h2o": Number(1.05, 1.2), "window": Number(1.6, 2.7), "sinks_window": Number(1, 1.13)},
             date="2026-11-23", machine="2-core laptop-class CPU"),
-        stops="Against a window with sinks, a baseline that the paper does not have, there is no advantage on this text.",
+        stops="Against a window with sinks, which the paper does not compare with, there is no advantage on this text.",
     ),
 )

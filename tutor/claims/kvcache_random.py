@@ -19,14 +19,14 @@ def lots_lose() -> Measured:
     numbers = {f"random_to_{name}": ppl["random"] / ppl[name] for name in ("window", "h2o")}
     verdict = "holds" if min(numbers.values()) > 1.2 else "in_part" if min(numbers.values()) > 1 else "not_here"
     return Measured(verdict, numbers,
-                    f"At {BUDGET} rows a head, random ones give {numbers['random_to_window']:.1f} times the perplexity of a "
-                    f"plain window and {numbers['random_to_h2o']:.1f} times that of H2O.")
+                    f"At {BUDGET} rows a head, random ones give {numbers['random_to_window']:.1f} times the perplexity "
+                    f"of a plain window and {numbers['random_to_h2o']:.1f} times that of H2O.")
 
 
 CLAIMS = (
     Claim(
         id="random.is-the-floor", family="kvcache", method="random",
-        paper_says="No paper's claim but our control: a policy worth its name beats the random eviction of as many rows.",
+        paper_says="No paper's claim but our control: a policy worth its name beats random eviction of as many rows.",
         where="this course",
         experiment=lots_lose,
         expected=Expected("holds", {"random_to_window": Number(4, 10), "random_to_h2o": Number(8, 20)},

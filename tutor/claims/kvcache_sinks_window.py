@@ -37,14 +37,14 @@ def four_sinks() -> Measured:
     restored = four <= 1.1 < none
     verdict = "not_here" if not restored else "in_part" if one <= 1.1 else "holds"
     return Measured(verdict, {"four_to_recomputed": four, "one_to_recomputed": one, "none_to_recomputed": none},
-                    f"At {BUDGET} rows a head, perplexity is {none:.2f} times that of a recomputed window without sinks, "
-                    f"{four:.2f} times with four, {one:.2f} times with one.")
+                    f"At {BUDGET} rows a head, perplexity is {none:.2f} times that of a recomputed window without "
+                    f"sinks, {four:.2f} times with four, {one:.2f} times with one.")
 
 
 CLAIMS = (
     Claim(
         id="sinks_window.four-sinks-keep-perplexity", family="kvcache", method="sinks_window",
-        paper_says="Four first tokens beside a window bring perplexity back to that of a recomputed window; one is too few.",
+        paper_says="Four first tokens beside a window bring perplexity back to a recomputed window's; one is too few.",
         where="section 3.1 and table 2 (number of sinks), figure 3 (against recomputation)",
         experiment=four_sinks,
         expected=Expected("in_part", {

@@ -30,8 +30,8 @@ def without_sinks() -> Measured:
     after, one = (math.exp(extra[name][first:].mean().item()) for name in ("window", "sinks_window"))
     verdict = "holds" if after > 10 else "in_part" if after > 1.3 > one else "not_here"
     return Measured(verdict, {"before": before, "after": after, "worst_32_tokens": worst, "one_token_kept": one},
-                    f"Perplexity is the full cache's until the first token goes, {after:.1f} times as high from then on "
-                    f"({worst:.1f} times in the worst 32 tokens), and {one:.2f} times if only that one token stays.")
+                    f"Perplexity is the full cache's until the first token goes, {after:.1f} times as high from then "
+                    f"on ({worst:.1f} times in the worst 32 tokens), and {one:.2f} times if only that one token stays.")
 
 
 CLAIMS = (
@@ -44,6 +44,6 @@ CLAIMS = (
         expected=Expected("in_part", {
             "before": Number(0, 0.05, "nats"), "after": Number(1.6, 3.2), "worst_32_tokens": Number(3, 9),
             "one_token_kept": Number(1, 1.2)}, date="2026-11-23", machine="2-core laptop-class CPU"),
-        stops="The moment is the same, but perplexity doubles here where it grows by orders of magnitude in larger models.",
+        stops="The moment is the same, but perplexity doubles here and grows by orders of magnitude in larger models.",
     ),
 )
