@@ -30,7 +30,7 @@ export function lifeMap(from, to, steps, n, rows) {
   return map;
 }
 
-/** Runs of at least `least` tokens that no head holds any more, as [first, last) pairs: what the text may fold away. */
+/** Runs of at least `least` tokens that no head holds (code 0), as [first, last) pairs: what the text may fold away. */
 export function foldRuns(heads, arrived, least = 5) {
   const runs = [];
   let start = -1;
@@ -296,7 +296,10 @@ export default figure({
     const shelves = h("div", { class: "tw-cs-shelves" }),
       meters = h("div", { class: "tw-cs-meters" });
     ctx.stage.append(text, life, shelves, meters);
+    const chips = new Map(); // by the token where a folded run begins
     let spans = [],
+      drawn = null, // per word: what is on the screen
+      tokens = null,
       lanes = [],
       means = null,
       hover = -1;
@@ -362,6 +365,9 @@ export default figure({
         const label = h("div", { class: "tw-cs-label" }, h("span", {}, `head ${head}`), count);
         return { canvas, count, tall, node: h("div", { class: "tw-cs-head" }, label, canvas), history: null };
       });
+      text.style.setProperty("--staff", `${pitchOf(heads) * heads + 1}px`);
+      text.style.setProperty("--lines", Array(heads).fill("linear-gradient(var(--tw-kept) 0 0)").join(","));
+      text.style.setProperty("--thick", `${pitchOf(heads) - 1}px`);
       shelves.replaceChildren(
         ...lanes.map((lane) => lane.node),
         h(
@@ -373,58 +379,72 @@ export default figure({
       );
     }
 
+    const HIDDEN = -1;
+    const pitchOf = (heads) => (heads > 4 ? 2 : 3); // one thin line per head under each word, head 0 on top
+    function makeText(state) {
+      tokens = state.trace.subject.tokens;
+      spans = tokens.map((token, i) =>
+        h("span", { class: "tw-cs-token", "data-i": i, hidden: true }, token.replace(/\n/g, "↵\n")),
+      );
+      drawn = new Int32Array(spans.length).fill(HIDDEN);
+      chips.clear();
+      text.replaceChildren(...spans);
+    }
+
+    /** Touches only the words whose heads changed: bit h of a word's code says that head h holds it. */
     function drawText(state, layer) {
       const { trace, step } = state,
         { appended_at: appended } = trace.arrays,
         heads = lanes.length,
         S = appended.length;
-      const rows = lanes.map((_, head) => shelfRow(appended, headRow(trace, layer, head), step));
+      const codes = new Int32Array(S).fill(HIDDEN);
       let arrived = 0;
-      while (arrived < S && appended[arrived] <= step) arrived++;
-      const held = new Uint8Array(S);
-      for (let i = 0; i < arrived; i++) for (const row of rows) held[i] += row[i] === 1 || row[i] === 2;
-      const folds = state.settings.fold === false ? [] : foldRuns(held, arrived),
-        shown = [];
-      const pitch = heads > 4 ? 2 : 3; // one thin line per head under each word, head 0 on top
-      text.style.setProperty("--staff", `${pitch * heads + 1}px`);
-      text.style.setProperty("--lines", Array(heads).fill("linear-gradient(var(--tw-kept) 0 0)").join(","));
-      text.style.setProperty("--thick", `${pitch - 1}px`);
-      let fold = 0;
-      for (let i = 0; i < arrived; i++) {
-        if (fold < folds.length && folds[fold][0] === i) {
-          const [first, last] = folds[fold++];
-          shown.push(
-            h(
-              "span",
-              { class: "tw-cs-fold", title: trace.subject.tokens.slice(first, last).join("") },
-              ` ⋯ ${last - first} gone ⋯ `,
-            ),
-          );
-          i = last - 1;
-          continue;
-        }
-        const span = spans[i],
-          bars = rows.map((row) => (row[i] === 1 || row[i] === 2 ? "1" : "0")).join("");
-        if (span.dataset.bars !== bars) {
-          span.dataset.bars = bars;
-          span.dataset.held = held[i] === 0 ? "none" : held[i] === heads ? "all" : "some";
-          span.style.backgroundPosition = [...bars]
-            .map((bar, head) => `${bar === "1" ? 0 : -9999}px calc(100% - ${pitch * (heads - 1 - head)}px)`)
-            .join(",");
-        }
-        span.classList.toggle("tw-cs-new", appended[i] === step);
-        shown.push(span);
+      while (arrived < S && appended[arrived] <= step) codes[arrived++] = 0;
+      for (let head = 0; head < heads; head++) {
+        const row = shelfRow(appended, headRow(trace, layer, head), step);
+        for (let i = 0; i < arrived; i++) if (row[i] === 1 || row[i] === 2) codes[i] |= 1 << head;
       }
-      text.replaceChildren(...shown);
+      const folds = state.settings.fold === false ? [] : foldRuns(codes, arrived);
+      for (const [first, last] of folds) codes.fill(HIDDEN, first, last);
+
+      const all = 2 ** heads - 1,
+        pitch = pitchOf(heads);
+      for (let i = 0; i < S; i++) {
+        if (codes[i] === drawn[i]) continue;
+        const span = spans[i];
+        drawn[i] = codes[i];
+        span.hidden = codes[i] === HIDDEN;
+        if (span.hidden) continue;
+        span.dataset.held = codes[i] === 0 ? "none" : codes[i] === all ? "all" : "some";
+        span.style.backgroundPosition = lanes
+          .map((_, head) => `${(codes[i] >> head) & 1 ? 0 : -9999}px calc(100% - ${pitch * (heads - 1 - head)}px)`)
+          .join(",");
+      }
+
+      const starts = new Map(folds);
+      for (const [first, chip] of chips) if (!starts.has(first)) chip.hidden = true;
+      for (const [first, last] of folds) {
+        if (!chips.has(first)) {
+          chips.set(first, h("span", { class: "tw-cs-fold" }));
+          text.insertBefore(chips.get(first), spans[first]);
+        }
+        const chip = chips.get(first);
+        chip.hidden = false;
+        chip.textContent = ` ⋯ ${last - first} gone ⋯ `;
+      }
+      for (const span of text.querySelectorAll(".tw-cs-new")) span.classList.remove("tw-cs-new");
+      for (let i = arrived - 1; i >= 0 && appended[i] === step; i--) spans[i].classList.add("tw-cs-new");
       text.scrollTop = text.scrollHeight;
     }
 
     function mark() {
-      const one = chosen();
-      spans.forEach((span, i) => {
-        span.classList.toggle("tw-cs-chosen", i === one);
-        span.classList.toggle("tw-cs-hover", i === hover);
-      });
+      for (const [name, i] of [
+        ["tw-cs-chosen", chosen()],
+        ["tw-cs-hover", hover],
+      ]) {
+        for (const span of text.querySelectorAll(`.${name}`)) if (span !== spans[i]) span.classList.remove(name);
+        if (spans[i]) spans[i].classList.add(name);
+      }
     }
 
     function drawShelves(state, layer, anew) {
@@ -535,18 +555,16 @@ export default figure({
         const layer = layerIndex(state),
           anew = ["trace", "size", "theme", "settings"].some((name) => changed.has(name));
         if (changed.has("trace")) {
-          spans = state.trace.subject.tokens.map((token, i) =>
-            h("span", { class: "tw-cs-token", "data-i": i }, token.replace(/\n/g, "↵\n")),
-          );
           means = null;
+          if (state.trace.subject.tokens !== tokens) makeText(state);
         }
         if (changed.has("trace") || changed.has("size")) makeLanes(state);
         if (changed.has("size")) text.style.minHeight = "";
         if (anew || changed.has("step")) {
           drawText(state, layer);
           drawMeters(state);
+          text.style.minHeight = `${text.offsetHeight}px`; // grow, never shrink: the controls stay put
         }
-        text.style.minHeight = `${text.offsetHeight}px`; // grow, never shrink: the controls stay put
         drawShelves(state, layer, anew);
         mark();
         const one = chosen();
