@@ -210,6 +210,9 @@ def test_the_still_is_a_drawing_with_words(make):
     texts = " ".join("".join(node.itertext()) for node in root.iter() if node.text)
     assert "A finding." in texts and widget.describe(1) in texts
     assert len(list(root.iter())) > 12
+    if "head" in widget.settings:
+        widget.settings = {**widget.settings, "head": 1}
+        assert "head 1:" in widget.still()
     assert widget.still(step=0) != widget.still(step=2) == widget.still(step=2)
 
 

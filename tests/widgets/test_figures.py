@@ -124,6 +124,20 @@ def test_a_tile_holds_the_rows_shares(block):
     assert got[T // by:].sum() == 0 and got[:, T // bx:].sum() == 0
 
 
+def test_a_tile_tells_kept_from_dropped():
+    trace = grid_trace()
+    T, dials = trace.steps, {"keep": 3, "sinks": 1, "window": 4}
+    tile = {"bx": 2, "by": 2, "tx": 0, "ty": 0}
+    got = np.reshape(Node(AttentionGrid).call("tileKeptOf", trace, 1, tile, dials), (64, 64))
+    p, kept = np.zeros((2, T, T))
+    for i in range(T):
+        p[i, :i + 1] = grid_row(trace, 1, i)
+        kept[i, :i + 1] = p[i, :i + 1] * attention_grid.keep_mask(p[i, :i + 1], 3, 1, 4)
+    sums = [a.reshape(T // 2, 2, T // 2, 2).sum((1, 3)) for a in (p, kept)]
+    want = np.divide(sums[1], sums[0], out=np.ones_like(sums[0]), where=sums[0] > 0)
+    np.testing.assert_allclose(got[:T // 2, :T // 2], want, atol=1e-5)
+
+
 @pytest.mark.parametrize("head", [0, 1])
 def test_the_grid_speaks_as_the_trace_does(head):
     trace = grid_trace()

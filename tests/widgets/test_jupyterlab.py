@@ -78,7 +78,8 @@ def test_dials_and_keys_in_jupyterlab(lab, open_page):
 
     def wait_for_sentence(trace, step):
         want = re.sub(r"\s+", " ", trace.describe(step))
-        page.wait_for_function("t => document.querySelector('.tw-live').innerText.replace(/\\s+/g, ' ') === t", arg=want)
+        page.wait_for_function("t => document.querySelector('.tw-live').innerText.replace(/\\s+/g, ' ') === t",
+                               arg=want)
 
     stage = page.locator(".tw-stage")
     wait_for_sentence(strip_trace(rows=6), 0)

@@ -116,7 +116,8 @@ def test_nothing_sticks_out(show, make, width):
     assert overflow(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     small = page.evaluate("""() => [
-        ...document.querySelectorAll(".tw button, .tw select, .tw input[type=range]")].filter((e) => e.offsetParent && Math.min(e.offsetHeight, Math.max(e.offsetWidth, e.offsetHeight)) < 32)
+        ...document.querySelectorAll(".tw button, .tw select, .tw input[type=range]")].filter((e) => e.offsetParent
+            && Math.min(e.offsetHeight, Math.max(e.offsetWidth, e.offsetHeight)) < 32)
         .map((e) => `${e.className} ${e.offsetWidth}x${e.offsetHeight}`)""")
     assert small == []                                                            # room for a finger
 

@@ -4,8 +4,9 @@
 const LOW = -3.5;                 // log10 of the share of a row at which a cell begins to show
 const TILE = 64;                  // a tile has TILE x TILE cells, each a block of 1, 2, 4 … queries and keys
 const EXACT_BLOCK = 8;            // larger blocks are drawn from the recorded overview
-const BUDGET = 7;                 // milliseconds of tile arithmetic in one frame
+const BUDGET = 5;                 // milliseconds of tile arithmetic in one frame
 const MOST_TILES = 1600;
+const HELD = 2.4e6;               // probabilities held in memory (8 bytes each)
 
 const firstPosition = (trace) => trace.subject.first || 0;
 export const headOf = (trace, settings = {}) => settings.head ?? trace.subject.head ?? 0;
@@ -61,7 +62,8 @@ export class GridRows {
   constructor(trace, head) {
     this.trace = trace; this.head = head;
     this.T = trace.arrays.q.shape[1]; this.S = trace.arrays.k.shape[1];
-    this.most = Math.max(64, Math.floor(1.2e6 / this.S));
+    this.most = Math.max(64, Math.floor(HELD / this.S));
+    this.whole = this.T * this.S <= HELD;             // every row fits, so that blocks can be told kept from dropped
     this.rows = new Map();
     const { indptr } = trace.arrays;
     this.recorded = Boolean(indptr);
@@ -114,6 +116,23 @@ export function tileMass(trace, head, tile, from = 0, to = TILE, out = new Float
   return out;
 }
 
+/** Share of each cell's attention that lies on kept keys; cells without attention count as kept. */
+export function tileKept(rows, tile, settings) {
+  const { bx, by, tx, ty } = tile, kept = new Float32Array(TILE * TILE), total = new Float32Array(TILE * TILE);
+  const top = ty * TILE * by, left = tx * TILE * bx;
+  for (let row = top; row < Math.min(rows.T, top + TILE * by); row++) {
+    const { p } = rows.get(row), mask = rows.mask(row, settings), line = Math.floor((row - top) / by) * TILE;
+    for (let j = left; j < Math.min(p.length, left + TILE * bx); j++) {
+      const at = line + Math.floor((j - left) / bx);
+      total[at] += p[j];
+      if (!mask || mask[j]) kept[at] += p[j];
+    }
+  }
+  return kept.map((v, at) => (total[at] > 0 ? v / total[at] : 1));
+}
+/** The same from a trace, for tests. */
+export const tileKeptOf = (trace, head, tile, settings) => tileKept(new GridRows(trace, head), tile, settings);
+
 const RAMPS = {
   light: ["#ffffff", "#e3eff8", "#b4d5ec", "#6fb0dc", "#2a7fbd", "#0c4f8c", "#06264a"],
   dark: ["#14171c", "#16293b", "#174366", "#1f6698", "#4694c8", "#96cbea", "#f4fbff"],
@@ -128,7 +147,7 @@ function ramp(stops) {
   }
   return out;
 }
-const block = (pixels) => { let b = 1; while (b * pixels < 0.75) b *= 2; return b; };
+const block = (pixels) => { let b = 1; while (b * pixels < 1) b *= 2; return b; };
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const word = (trace, j) => { const t = (trace.subject.tokens || [])[j]; return t === undefined ? "" : t.trim() || t.replace(/\n/g, "↵").replace(/ /g, "␣"); };
 const cut = (text, n) => (text.length > n ? `${text.slice(0, n - 1)}…` : text);
@@ -200,17 +219,18 @@ export default figure({
       ctx.refresh("look");
     }
     function paintTile(tile, settings, theme) {
-      const masked = tile.bx === 1 && tile.by === 1 ? maskKey(settings) : "", want = `${theme} ${masked}`;
+      const masked = rows.whole || (tile.bx === 1 && tile.by === 1) ? maskKey(settings) : "", want = `${theme} ${masked}`;
       if (tile.look === want) return tile.canvas;
       tile.canvas = tile.canvas || Object.assign(document.createElement("canvas"), { width: TILE, height: TILE });
       const context = tile.canvas.getContext("2d"), image = context.createImageData(TILE, TILE);
+      const kept = masked ? tileKept(rows, tile, settings) : null;
       for (let r = 0; r < TILE; r++) {
-        const row = tile.ty * TILE + r, mask = masked && row < T ? rows.mask(row, settings) : null;
+        const row = tile.ty * TILE + r;
         for (let c = 0; c < TILE; c++) {
           const j = tile.tx * TILE + c, at = r * TILE + c, v = Math.round(255 * shadeOf(tile.mass[at]));
           const future = j * tile.bx > first + Math.min(T - 1, row * tile.by + tile.by - 1);
-          const lut = mask && !mask[j] ? luts.grey : luts.blue;
-          for (let i = 0; i < 3; i++) image.data[4 * at + i] = lut[3 * v + i];
+          const f = kept ? kept[at] : 1;
+          for (let i = 0; i < 3; i++) image.data[4 * at + i] = f * luts.blue[3 * v + i] + (1 - f) * luts.grey[3 * v + i];
           image.data[4 * at + 3] = future ? 0 : 255;
         }
       }
@@ -236,8 +256,8 @@ export default figure({
     }
 
     function drawMap({ step, settings, theme }) {
-      const context = fitCanvas(map, size.left + size.w, size.h), sx = scaleX(), sy = scaleY();
-      context.clearRect(0, 0, size.left + size.w, size.h);
+      const context = fitCanvas(map, size.left + size.w + 1, size.h + 1), sx = scaleX(), sy = scaleY();
+      context.clearRect(0, 0, size.left + size.w + 1, size.h + 1);
       context.save();
       context.beginPath(); context.rect(size.left, 0, size.w, size.h); context.clip();
       context.translate(size.left, 0);
@@ -275,7 +295,7 @@ export default figure({
       else { context.beginPath(); context.moveTo(0, Y(step) + sy / 2); context.lineTo(size.w, Y(step) + sy / 2); context.stroke(); }
       context.restore();
       context.strokeStyle = ctx.colour("line"); context.lineWidth = 1;
-      context.strokeRect(size.left + 0.5, 0.5, size.w - 1, size.h - 1);
+      context.strokeRect(size.left - 0.5, -0.5, size.w + 1, size.h + 1);          // around the cells, never over the first key
       drawLabels(context, step, Y, sy);
       ctx.root.dataset.pending = String(jobs.length > 0);
       if (jobs.length && !pump) pump = setTimeout(work, 0);
@@ -319,7 +339,8 @@ export default figure({
       while (n > 1 && context.measureText(`${text.slice(0, n)}…`).width > room) n--;
       return `${text.slice(0, n)}…`;
     }
-    const face = (context, px) => { context.font = `${px}px ${getComputedStyle(ctx.root).fontFamily}`; };
+    const family = getComputedStyle(ctx.root).fontFamily;
+    const face = (context, px) => { context.font = `${px}px ${family}`; };
 
     function drawLabels(context, step, Y, sy) {
       const { trace } = state();
@@ -340,7 +361,7 @@ export default figure({
     }
 
     function drawProfile({ step, settings }) {
-      const { trace } = state(), tall = size.bars + size.foot, context = fitCanvas(profile, size.left + size.w, tall);
+      const { trace } = state(), tall = size.bars + size.foot, context = fitCanvas(profile, size.left + size.w + 1, tall);
       const sx = scaleX(), { p } = rows.get(step), mask = rows.mask(step, settings);
       context.clearRect(0, 0, size.left + size.w, tall);
       const columns = Math.ceil(size.w), kept = new Float64Array(columns), dropped = new Float64Array(columns);
@@ -471,7 +492,7 @@ export default figure({
         if (changed.has("size") || changed.has("trace")) {
           const wide = now.width >= 620, whole = wide ? Math.min(now.width * 0.6, 540) : now.width;
           ctx.stage.classList.toggle("tw-wide", wide);
-          size.w = Math.floor(whole - size.left);
+          size.w = Math.floor(whole - size.left - 1);
           size.h = Math.floor(clamp((size.w * T) / S, Math.min(200, size.w), size.w));
           hold();
         }
@@ -505,7 +526,7 @@ export default figure({
   legend(state, view) {
     const ticks = h("span", { class: "tw-grid-ramp", "aria-hidden": "true" });
     const keys = [{ node: ticks, label: "share of the query's attention: 0.03 % to 100 %, log scale" }, { mark: "query", shape: "line", label: "chosen query" }];
-    if (view.rowMass(state.step, state.settings) !== null) keys.push({ mark: "kept", shape: "fill", label: "kept key" }, { mark: "evicted", shape: "fill", label: "dropped key (grey, smaller when zoomed in)" });
+    if (view.rowMass(state.step, state.settings) !== null) keys.push({ mark: "kept", shape: "fill", label: "kept key" }, { mark: "evicted", shape: "fill", label: "dropped key (grey; small when zoomed in)" });
     return keys;
   },
   stepLabel: (state) => `query ${firstPosition(state.trace) + state.step} of ${firstPosition(state.trace) + state.trace.steps - 1}`,

@@ -392,7 +392,7 @@ class TutorWidget(anywidget.AnyWidget):
     def still(self, step: int | None = None, width: int = 720) -> str:
         """The figure as an SVG text, for print and for places without scripts."""
         step = self.step if step is None else step
-        still = Still(width, title=self.title, caption=self.caption, sentence=self._trace.describe(step))
+        still = Still(width, title=self.title, caption=self.caption, sentence=self.describe(step))
         self._still(still, self._trace, step)
         return still.finish()
 

@@ -55,7 +55,7 @@ class Frontier(TutorWidget):
             return start + (end - start) * (value - low + pad) / (high - low + 2 * pad)
 
         still.line(52, 270, still.inner - 140, 270, "muted")
-        still.text(0, 10, f"{subject['y_label']} ({subject.get('better', 'high')} is better)", 11, "muted")
+        still.text(0, 10, f"{subject['y_label']} ({subject.get('better', 'high')}er is better)", 11, "muted")
         still.text(still.inner - 140, 300, subject["x_label"], 11, "muted", text_anchor="end")
         for axis, anchor in (("x", "middle"), ("y", "end")):
             for value in (a[axis].min(), a[axis].max()):
@@ -73,8 +73,8 @@ class Frontier(TutorWidget):
             for (x, y), i in zip(points, mine):
                 still.line(x, at("y", float(a["lo"][i])), x, at("y", float(a["hi"][i])), colour)
                 still.circle(x, y, 3, colour)
-            ends.append((points[-1][1], name, colour))
+            ends.append((points[-1][1], sum(y for _, y in points) / len(points), name, colour))
         below = -20.0
-        for y, name, colour in sorted(ends):
+        for y, _, name, colour in sorted(ends):
             below = max(y, below + 16)
             still.text(still.inner - 128, below + 4, name, 12, colour)

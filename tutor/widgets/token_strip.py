@@ -6,7 +6,7 @@ import numpy as np
 
 from tutor.trace import Trace
 from tutor.widgets.base import TutorWidget
-from tutor.widgets.still import Still, mix
+from tutor.widgets.still import Still, mix, text_width
 
 
 def topk_mask(weights: np.ndarray, k: int) -> np.ndarray:
@@ -37,15 +37,16 @@ class TokenStrip(TutorWidget):
         size, x, y = 13, 0.0, 14.0
         for i, token in enumerate(trace.subject["tokens"]):
             word = token.replace("\n", "↵")
-            width = 0.56 * size * len(word) + 1
+            width = text_width(word, size)
             if x + width > still.inner and x > 0:
                 x, y = 0.0, y + 24
             still.rect(x, y - 13, width, 18, mix("heat", float(shade[i])), rx=2)
             if kept is not None and kept[i] < 2:
                 still.line(x, y + 7, x + width, y + 7, "kept" if kept[i] else "evicted", stroke_width=1.6,
                            stroke_dasharray=None if kept[i] else "1 3")
-            still.text(x, y, word, size, textLength=round(width - 1, 1), lengthAdjust="spacingAndGlyphs",
-                       **{"xml:space": "preserve"})
+            fill = "muted" if kept is not None and kept[i] == 2 else "ink"
+            lead = text_width(word[:len(word) - len(word.lstrip(" "))], size)
+            still.text(x + lead, y, word.lstrip(" "), size, fill, textLength=round(width - lead, 1) or None)
             x += width
             if "\n" in token:
                 x, y = 0.0, y + 24
