@@ -24,7 +24,7 @@ _LAZY = {
     "Claim": ("tutor.claim", "Claim"),
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["Claim", "Cost", "Trace", "__version__", "attach", "catalog", "data", "load"]
 
 if TYPE_CHECKING:
     from tutor import catalog, data

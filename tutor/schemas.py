@@ -28,7 +28,7 @@ def _percent(x: float) -> str:
 #   k         int8    (Hk, S, D)    keys, after RoPE             k_scale  float32 (Hk, S)
 #   kv_of     int32   (H,)          which row of k a head reads
 #   lse       float32 (H, T)        exact log-sum-exp of the real logits
-#   overview  uint8   (H, n, n)     255 * sqrt(mean probability in the cell / its row's largest cell): the zoomed-out picture
+#   overview  uint8   (H, n, n)     255 * sqrt(mean probability in the cell / the largest of its row): zoomed out
 #   indptr    int64   (H*T + 1,)    optional, with
 #   indices   int32   (nnz,)        … the keys a method selected, ascending per row
 # subject: tokens; heads = [{"layer": l, "head": h, "label": "…"}]; first = position of query row 0 (S - T)
@@ -121,9 +121,11 @@ def _describe_shelf(trace: Trace, step: int) -> str:
         text += f"{what} evicted in {int(gone.sum())} of the recorded heads; "
     else:
         text += "nothing is evicted; "
-    held = (trace.arrays["appended_at"][None, None] <= step) & ((trace.arrays["evicted_at"] < 0) | (trace.arrays["evicted_at"] > step))
-    rows = held.sum(-1)
-    return text + f"each head holds {int(rows.min())} to {int(rows.max())} rows, the cache {int(trace.arrays['nbytes'][step]) / 1024:.0f} kB."
+    appended, evicted = trace.arrays["appended_at"][None, None], trace.arrays["evicted_at"]
+    rows = ((appended <= step) & ((evicted < 0) | (evicted > step))).sum(-1)
+    kilobytes = int(trace.arrays["nbytes"][step]) / 1024
+    few, many = int(rows.min()), int(rows.max())
+    return text + f"each head holds {few if few == many else f'{few} to {many}'} rows, the cache {kilobytes:.0f} kB."
 
 
 register_schema(Schema("kvcache.evict/1", ("appended", "evicted", "merged"), _describe_shelf,

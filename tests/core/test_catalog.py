@@ -75,7 +75,9 @@ def test_unknown_names_list_the_known_ones():
 
 
 def test_the_command_prints_json():
-    done = subprocess.run([sys.executable, "-m", "tutor.cli", "catalog", "--family", "ann", "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tutor.cli", "catalog", "--family", "ann", "--json"], capture_output=True, text=True, check=True
+    )
     rows = json.loads(done.stdout)
     assert {row["family"] for row in rows} == {"ann"}
 

@@ -4,27 +4,38 @@ from tutor.claim import Claim, Expected, Measured, Number
 
 
 def claim(verdict="holds", value=0.5, stored="holds", low=0.4, high=0.6) -> Claim:
-    return Claim(id="toy.says-so", family="attention", method="toy", paper_says="It is so.", where="section 1",
-                 experiment=lambda: Measured(verdict, {"ratio": value}, "It was so."),
-                 expected=Expected(stored, {"ratio": Number(low, high)}, date="2026-11-23"))
+    return Claim(
+        id="toy.says-so",
+        family="attention",
+        method="toy",
+        paper_says="It is so.",
+        where="section 1",
+        experiment=lambda: Measured(verdict, {"ratio": value}, "It was so."),
+        expected=Expected(stored, {"ratio": Number(low, high)}, date="2026-11-23"),
+    )
 
 
 def test_a_claim_inside_its_interval_passes():
     assert claim().check().numbers == {"ratio": 0.5}
 
 
-@pytest.mark.parametrize("drift, message", [
-    (claim(value=0.61), "ratio = 0.61 left"),
-    (claim(verdict="not_here"), "verdict is 'not_here', stored 'holds'"),
-    (claim(value=float("nan")), "left"),
-])
+@pytest.mark.parametrize(
+    "drift, message",
+    [
+        (claim(value=0.61), "ratio = 0.61 left"),
+        (claim(verdict="not_here"), "verdict is 'not_here', stored 'holds'"),
+        (claim(value=float("nan")), "left"),
+    ],
+)
 def test_drift_fails_and_says_what_drifted(drift, message):
     with pytest.raises(AssertionError, match=message):
         drift.check()
 
 
 def test_a_number_that_vanished_fails():
-    lost = Claim("toy.x", "attention", "toy", "…", "…", lambda: Measured("holds", {}, ""), Expected("holds", {"ratio": Number(0, 1)}))
+    lost = Claim(
+        "toy.x", "attention", "toy", "…", "…", lambda: Measured("holds", {}, ""), Expected("holds", {"ratio": Number(0, 1)})
+    )
     with pytest.raises(AssertionError, match="differ from the stored"):
         lost.check()
 

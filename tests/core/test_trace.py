@@ -5,12 +5,18 @@ from tutor.trace import Recorder, Trace, schema_of
 
 
 def small_trace() -> Trace:
-    recorder = Recorder("kvcache.evict/1", method="window", params={"budget": 2}, subject={"tokens": ["a", "b", "c"], "budget": 2})
+    recorder = Recorder(
+        "kvcache.evict/1", method="window", params={"budget": 2}, subject={"tokens": ["a", "b", "c"], "budget": 2}
+    )
     recorder.event("appended", pos=0, layer=0, head=0)
     recorder.next_step()
     recorder.event("evicted", pos=0, layer=0, head=0, score=0.5)
-    return recorder.finish(layers=np.array([0], np.int32), appended_at=np.array([0, 0, 1], np.int32),
-                           evicted_at=np.array([[[1, -1, -1]]], np.int32), nbytes=np.array([2048, 2048]))
+    return recorder.finish(
+        layers=np.array([0], np.int32),
+        appended_at=np.array([0, 0, 1], np.int32),
+        evicted_at=np.array([[[1, -1, -1]]], np.int32),
+        nbytes=np.array([2048, 2048]),
+    )
 
 
 def test_columns_born_late_are_filled():
@@ -21,8 +27,10 @@ def test_columns_born_late_are_filled():
 
 
 def test_describe_speaks_of_the_state():
-    assert small_trace().describe(1) == "Step 1: token 2 'c' arrives; token 0 'a' evicted in 1 of the recorded heads; " \
-                                        "each head holds 2 to 2 rows, the cache 2 kB."
+    assert (
+        small_trace().describe(1) == "Step 1: token 2 'c' arrives; token 0 'a' evicted in 1 of the recorded heads; "
+        "each head holds 2 rows, the cache 2 kB."
+    )
 
 
 def test_saved_and_loaded_traces_are_equal(tmp_path):
@@ -78,6 +86,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["attention.grid/1", "text.weights/1", "kvcache.evict/1", "speculative.run/1", "ann.search/1", "frontier/1"])
+@pytest.mark.parametrize(
+    "name", ["attention.grid/1", "text.weights/1", "kvcache.evict/1", "speculative.run/1", "ann.search/1", "frontier/1"]
+)
 def test_every_figure_has_its_schema(name):
     assert schema_of(name).name == name

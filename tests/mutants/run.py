@@ -60,8 +60,10 @@ def plant(mutant: Mutant, folder: Path) -> None:
     path = folder / mutant.file
     source = path.read_text(encoding="utf-8")
     if source.count(mutant.old) != 1:
-        raise ValueError(f"mutant {mutant.name}: its text occurs {source.count(mutant.old)} times in {mutant.file}, must be once; "
-                         "the code moved on: update the mutant")
+        raise ValueError(
+            f"mutant {mutant.name}: its text occurs {source.count(mutant.old)} times in {mutant.file}, must be once; "
+            "the code moved on: update the mutant"
+        )
     path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
@@ -74,7 +76,7 @@ def caught(mutant: Mutant) -> tuple[bool, str]:
         try:
             done = pytest_in(folder, mutant.tests)
         except subprocess.TimeoutExpired:
-            return True, "ran into the time limit"          # an endless loop is caught, too
+            return True, "ran into the time limit"  # an endless loop is caught, too
     return done.returncode == 1, done.stdout[-1500:] + done.stderr[-500:]
 
 
@@ -101,8 +103,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(args.jobs) as pool:
         clean = Path(place)
         copy_project(clean)
-        for selection, done in zip(selections, tqdm(pool.map(lambda s: pytest_in(clean, s), selections), total=len(selections),
-                                                    desc="selections without a bug")):
+        for selection, done in zip(
+            selections,
+            tqdm(pool.map(lambda s: pytest_in(clean, s), selections), total=len(selections), desc="selections without a bug"),
+        ):
             if done.returncode:
                 print(f"{selection} is red (exit {done.returncode}) without any bug:\n{done.stdout[-2000:]}{done.stderr[-800:]}")
                 return 1

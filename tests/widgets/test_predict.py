@@ -28,7 +28,9 @@ def test_the_text_form_does_not_give_the_answer_away():
     assert "42" not in repr(ask) and "a / b" in repr(ask)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; the JavaScript of the figures is tested where it is")
+@pytest.mark.skipif(
+    shutil.which("node") is None, reason="node is not installed; the JavaScript of the figures is tested where it is"
+)
 @pytest.mark.parametrize("chosen, words", [(-1, ""), (0, "Not this time: b."), (1, "Yes: b.")])
 def test_the_verdict_in_words(chosen, words):
     module = (HERE / "predict.js").read_text("utf-8")
