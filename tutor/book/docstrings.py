@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tutor.book.markup import esc, rich
+from tutor.book.markup import rich
 from tutor.catalog import Method
 
 
@@ -60,10 +60,15 @@ def told_by(method: Method) -> Told:
 
 
 def rule_block(text: str) -> str:
-    """A rule: prose in a box, or, where its lines are laid out (indented or blank between), as it stands."""
-    if re.search(r"^\s+\S|\n\n", text, flags=re.M):
-        return f'<pre class="rule">{esc(text)}</pre>\n'
-    return f'<p class="rule">{rich(text)}</p>\n'
+    """A rule in a box: prose flows; where some lines are indented, each other line is a step and they continue it.
+
+    >>> rule_block("first  one\\n       and more\\nlast  two")
+    '<p class="rule"><span class="step">first one and more</span><span class="step">last two</span></p>\\n'
+    """
+    if not re.search(r"^\s+\S|\n\n", text, flags=re.M):
+        return f'<p class="rule">{rich(text)}</p>\n'
+    steps = re.split(r"\n+(?=\S)", text)
+    return '<p class="rule">' + "".join(f'<span class="step">{rich(step)}</span>' for step in steps) + "</p>\n"
 
 
 def described(doc: str) -> dict[str, str]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tutor.cost import COUNTERS
+
 # A status is a sign and a word; colour only repeats it.
 STATUS = {"done": ("●", "done"), "partial": ("◐", "partial"), "open": ("○", "open")}
 VERDICT = {"holds": ("✓", "holds"), "in_part": ("≈", "holds in part"), "not_here": ("✗", "does not hold here"),
@@ -35,8 +37,9 @@ def link(address: str, text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital first letter."""
-    return text[:1].upper() + text[1:]
+    """With a capital first letter, unless the first word is a name of the code."""
+    first = re.match(r"[\w.]*", text)[0]
+    return text if first in COUNTERS or "_" in first or "." in first.rstrip(".") else text[:1].upper() + text[1:]
 
 
 def md(text: str, keys: Iterable[str] = ()) -> str:

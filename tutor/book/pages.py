@@ -237,10 +237,10 @@ def coverage_page(rows: Sequence[Row], lessons: dict[str, str], addresses: dict[
     lines = [WIDE, GENERATED, "# What is covered\n",
              "A method is **done** only when four things were found by looking: its reference can be imported, tests "
              "name it, a claim of its paper was measured, and a lesson has a section about it (lessons are run while "
-             "this site is built, so its picture is made, not pasted). **Partial** lacks at least one of them. **Open** "
-             "papers have no method here yet; they are listed so that this table cannot flatter.\n",
+             "this site is built, so its picture is made, not pasted). **Partial** lacks at least one of them. "
+             "**Open** papers have no method here yet; they are listed so that this table cannot flatter.\n",
              tally_list((n, chip(status)) for status, n in total.items()),
-             f'<nav class="families" aria-label="Families">{" ".join(places)}</nav>\n']
+             '<nav class="families" aria-label="Families">' + " ".join(places) + "</nav>\n"]
     for family in catalog.FAMILIES:
         mine = of_family(rows, family)
         title, question = FAMILY_TITLES[family]

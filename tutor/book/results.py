@@ -101,8 +101,9 @@ def rounding_note(results: dict[str, Any]) -> str:
 
 
 def data_note(root: Path) -> str:
-    """The recorded data that ships with the course, from the provenance files beside it."""
-    rows = []
+    """Texts, models and recorded data: `data/LICENSES.md`, then the provenance files beside the data."""
+    notice, rows = root / "data" / "LICENSES.md", []
+    words = notice.read_text("utf-8").split("\n", 1)[1].strip() + "\n\n" if notice.exists() else ""
     for path in sorted((root / "data").rglob("*.json")):
         about = json.loads(path.read_text("utf-8"))
         about = about.get("about", about) if isinstance(about, dict) else {}
@@ -112,6 +113,6 @@ def data_note(root: Path) -> str:
             maker = code(str(about.get("maker") or about.get("script") or "")) or "–"
             rows.append((code(path.relative_to(root).as_posix()), cell(source), cell(licence), maker))
     if not rows:
-        return "No recorded data is in this build.\n"
+        return words + "No recorded data is in this build.\n"
     head = ["file", "made from", "licence", "made by"]
-    return "## Recorded data\n\n" + table(head, rows, label="Recorded data", kind="results")
+    return words + "## Recorded data\n\n" + table(head, rows, label="Recorded data", kind="results")
