@@ -99,6 +99,8 @@ def test_one_life_in_words():
         "1 “cat”, read at step 2: heads 0 and 2 still hold it; head 1 let it go at step 4.",
     ]
     assert node.call("rowsHeld", trace, 0, 3) == [1, 2, 2]
+    said = node.calls([("describeShelf", slim(trace), step) for step in range(5)])
+    assert said == [trace.describe(step) for step in range(5)] and "1 to 2 rows" in said[3]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

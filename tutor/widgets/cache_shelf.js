@@ -100,7 +100,8 @@ export function describeShelf(trace, step) {
       positions.size === 1 ? `token ${tokenName(trace, Math.min(...positions))}` : `${positions.size} different tokens`;
     text += `${what} evicted in ${gone} of the recorded heads; `;
   } else text += "nothing is evicted; ";
-  return `${text}each head holds ${least} to ${most} rows, the cache ${roundEven(nbytes[step] / 1024)} kB.`;
+  const rows = least === most ? least : `${least} to ${most}`;
+  return `${text}each head holds ${rows} rows, the cache ${roundEven(nbytes[step] / 1024)} kB.`;
 }
 
 /** Which recorded layer the dial shows, and one head's row of `evicted_at`. */
