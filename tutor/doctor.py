@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata as metadata
 import importlib.util
+import os
 import platform
 import sys
 from typing import Any
@@ -60,9 +61,9 @@ def examine() -> list[dict[str, Any]]:
 
 
 def _model() -> str | None:
-    from tutor.model.load import available, home
+    from tutor.model.load import available, find
 
-    return str(home()) if available() else None
+    return str(find() or os.environ.get("TUTOR_MODEL")) if available() else None
 
 
 def _encoder() -> str | None:

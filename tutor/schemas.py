@@ -70,7 +70,8 @@ def _describe_tiles(trace: Trace, step: int) -> str:
     rows = f"queries {i * br} to {min((i + 1) * br, trace.subject['T']) - 1}"
     keys = f"keys {j * bc} to {min((j + 1) * bc, trace.subject['S']) - 1}"
     shrink = now["rescale"][now["kind"] == kinds.index("updated")]
-    told = "this is their first tile" if not shrink.any() else f"what they had is scaled by {shrink.min():.2f} to {shrink.max():.2f}"
+    scaled = f"what they had is scaled by {shrink.min():.2f} to {shrink.max():.2f}"
+    told = scaled if shrink.any() else "this is their first tile"
     cut = ", cut by the causal mask" if now["masked"][ran] else ""
     return f"Tile {step + 1} of {total}: {rows} meet {keys}{cut}; {told}. {trace.arrays['plan'].size - total} tiles are skipped."
 

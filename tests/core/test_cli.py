@@ -33,7 +33,7 @@ def test_an_unknown_attribute_is_an_attribute_error():
 
 
 def test_doctor_names_the_command_that_brings_the_model(tmp_path):
-    done = tutor("doctor", env={"TUTOR_HOME": str(tmp_path), "TUTOR_MODEL": ""})
+    done = tutor("doctor", env={"TUTOR_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TUTOR_MODEL": ""})
     assert done.returncode == 1
     line = done.stdout.split("real model")[1].splitlines()
     assert "not found" in line[0] and "tutor fetch" in line[1]
