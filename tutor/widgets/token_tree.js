@@ -147,24 +147,35 @@ function edgePath(a, b) {
 function place(trace, nodes, width) {
   const { token, parent, state, next } = nodes,
     all = parent.slice(),
-    words = token.map((id, i) => SIGNS[state[i]] + short(shown(piece(trace, id))));
-  const kinds = state.slice();
+    kinds = state.slice(),
+    ids = token.slice();
   if (next >= 0) {
-    all.push(state.lastIndexOf(1) > 0 ? state.lastIndexOf(1) : 0);
-    words.push(short(shown(piece(trace, next))));
+    all.push(Math.max(0, state.lastIndexOf(1)));
     kinds.push(4);
+    ids.push(next);
   }
   const { depth, row, rows, order } = treeLayout(all),
+    columns = Math.max(...depth) + 1;
+  let words, wide, columnWidth, gap;
+  // Where the columns do not fit, long words are cut; where that is not enough, every node gets a line of its own.
+  let outline = false;
+  for (const [most, least] of [
+    [16, 18],
+    [8, 10],
+    [16, -Infinity],
+  ]) {
+    outline = least < 0;
+    words = ids.map((id, i) => SIGNS[kinds[i]] + short(shown(piece(trace, id)), most));
     wide = words.map((text) => Math.ceil(measure(text)) + 20);
-  const columns = Math.max(...depth) + 1,
     columnWidth = new Array(columns).fill(0);
-  wide.forEach((w, i) => {
-    columnWidth[depth[i]] = Math.max(columnWidth[depth[i]], w);
-  });
-  const total = columnWidth.reduce((sum, w) => sum + w, 0),
-    gap = columns > 1 ? Math.min(56, (width - total - 4) / (columns - 1)) : 0;
-  const outline = columns > 1 && gap < 18,
-    indent = Math.max(8, Math.min(26, (width - Math.max(...wide) - 4) / Math.max(1, columns - 1)));
+    wide.forEach((w, i) => {
+      columnWidth[depth[i]] = Math.max(columnWidth[depth[i]], w);
+    });
+    const total = columnWidth.reduce((sum, w) => sum + w, 0);
+    gap = columns > 1 ? Math.min(56, (width - total - 4) / (columns - 1)) : 56;
+    if (gap >= least) break;
+  }
+  const indent = Math.max(8, Math.min(26, (width - Math.max(...wide) - 4) / Math.max(1, columns - 1)));
   const left = columnWidth.map((_, c) =>
     outline ? 2 + c * indent : 2 + columnWidth.slice(0, c).reduce((sum, w) => sum + w + gap, 0),
   );
