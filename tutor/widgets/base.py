@@ -31,8 +31,8 @@ JavaScript (every name below is defined in shared.js, which stands above your fi
         };
       },
       legend: [{ mark: "kept", shape: "fill", label: "kept" }],     // or (state) => [...]
-      readout: (state) => "kept mass 87 %",        // optional: one short line beside the title
-      stepLabel: (state) => "row 3 of 96",         // optional: beside the slider
+      readout: (state, view) => "kept mass 87 %",  // optional: one short line beside the title
+      stepLabel: (state, view) => "row 3 of 96",   // optional: beside the slider
       keys: (event, state, ctx, view) => false,    // optional: return true for keys you handled
       describe: (trace, step, settings) => "…",    // optional, only where recording every sentence would be too large;
     });                                            //   then test under node that it equals Trace.describe
@@ -41,7 +41,8 @@ JavaScript (every name below is defined in shared.js, which stands above your fi
 the stage) and `theme` ("light" or "dark"). `changed` is a Set of "trace", "step", "settings", "selection", "size",
 "theme". `state.trace` has `schema, method, params, subject, kinds, steps`, `arrays[name]` and `events[name]`; each is a
 typed array with a `.shape` (int64 arrives as Int32Array or Float64Array, float16 as Float32Array, bool as Uint8Array).
-`eventRange(trace, step)` gives the [first, last) rows of the event table that belong to a step.
+Words (sentence, read-out, legend, step label) are renewed when trace, step, settings or selection change, so a pan or a
+hover, announced by `ctx.refresh("look")`, costs a drawing only. `eventRange(trace, step)` gives the [first, last) rows of the event table that belong to a step.
 
 `ctx` offers `root, stage, model, isStatic, setStep(i), setSetting(name, value), select(object), tip(text, x, y)` (and
 `tip(null)`), `say(text)` for the live region, `colour("kept")` for canvas work, `reduced()` (reduced motion).
@@ -70,7 +71,10 @@ stored once::
     CacheShelf(variants=[({"policy": "h2o"}, trace_a), ({"policy": "window"}, trace_b)],
                dials=[dial("policy", "policy", values=["h2o", "window"])], caption="…")
 
-Large traces: `file="long_text"` keeps the buffer out of the saved state. JupyterLab asks the kernel for it; while a
+Two figures move together through `ipywidgets.jslink((a, "step"), (b, "step"))`, or "selection"; the static host knows
+these links, too, and horizontal and vertical boxes.
+
+Large traces (`widget.nbytes` above `INLINE_LIMIT`): `file="long_text"` keeps the buffer out of the saved state. JupyterLab asks the kernel for it; while a
 book is built (`TUTOR_ASSETS` names its assets folder) it is written to `traces/<file>-<hash>.bin`, which the static
 page fetches from its own server when the figure comes into view.
 """
