@@ -332,7 +332,7 @@ def test_different_vocabularies_are_refused():
         def get_vocab(self):
             return {w: i for i, w in enumerate(self.words)}
 
-        def decode(self, ids):
+        def decode(self, ids, skip_special=False):
             return " ".join(self.words[i] for i in ids)
 
     target, draft = tiny_llama(), tiny_llama(seed=1)

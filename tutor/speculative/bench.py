@@ -1,7 +1,7 @@
 """MiniBench: a few prompts of each kind, and one run that compares drafters with plain decoding.
 
-Speculation lives on predictable text, so a mean over all kinds of text would hide what matters: each kind is reported by
-itself. *Overlap* asks for text that its prompt contains (editing, quoting, listing), *chat* and *code* do not.
+Speculation lives on predictable text, so a mean over all kinds of text would hide what matters: each kind is reported
+by itself. *Overlap* asks for text that its prompt contains (editing, quoting, listing), *chat* and *code* do not.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from tutor.speculative.draft.base import Drafter
 from tutor.speculative.engine import generate
 from tutor.speculative.warp import GREEDY
 
-PASSAGE = """The lighthouse at Brannock Point was built in 1871 from grey granite. It stands forty metres above the sea \
-and its lamp could be seen from thirty kilometres away. For ninety years a keeper lived in the small house beside the \
-tower. The last keeper, Ellen Marsh, wrote down the weather every morning and every evening, and her notebooks are now \
-kept in the town museum. In 1961 the lamp was made automatic, and the house stood empty until a group of volunteers \
-repaired the roof. Today visitors can climb the two hundred and twelve steps to the gallery, where a brass plate names \
-the ships that were saved."""
+PASSAGE = """\
+The lighthouse at Brannock Point was built in 1871 from grey granite. It stands forty metres above the sea and its \
+lamp could be seen from thirty kilometres away. For ninety years a keeper lived in the small house beside the tower. \
+The last keeper, Ellen Marsh, wrote down the weather every morning and every evening, and her notebooks are now kept \
+in the town museum. In 1961 the lamp was made automatic, and the house stood empty until a group of volunteers \
+repaired the roof. Today visitors can climb the two hundred and twelve steps to the gallery, where a brass plate \
+names the ships that were saved."""
 
 LIST = """- Ellen Marsh, keeper, 1938 to 1961
 - Thomas Reid, keeper, 1921 to 1938
@@ -57,8 +58,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-COLUMNS = ("texts", "tokens", "steps", "drafted", "accepted", "rows", "differing", "seconds", "plain_seconds", "draft_s",
-           "verify_s", "host_s")
+COLUMNS = ("texts", "tokens", "steps", "drafted", "accepted", "rows", "differing", "seconds", "plain_seconds",
+           "cpu_seconds", "plain_cpu_seconds", "draft_s", "verify_s", "host_s")
 
 # Layers kept when the model drafts for itself, by greedy removal (`skip_layers`) on two of its own answers.
 SELF_DRAFT = {"SmolLM2-135M-Instruct": tuple(i for i in range(30) if i not in (5, 14, 17, 26))}
@@ -75,8 +76,8 @@ def prompts(model: Any, kind: str) -> list[list[int]]:
 def skip_layers(model: Any, texts: Sequence[Sequence[int]], keep: int) -> list[tuple[list[int], float]]:
     """Leave out one layer after the other, each time the one whose absence costs least; stop at `keep` layers.
 
-    Returns the kept layers after each removal with their acceptance: the mean over the texts' positions of sum min(p, q),
-    where p is the model and q the model with these layers only. Ties leave out the lower layer.
+    Returns the kept layers after each removal with their acceptance: the mean over the texts' positions of
+    sum min(p, q), where p is the model and q the model with these layers only. Ties leave out the lower layer.
     """
     import torch
 
@@ -104,25 +105,30 @@ def compare(model: Any, drafters: dict[str, Callable[[], Drafter]], *, kinds: It
             max_new: int = 96, repeats: int = 1) -> list[dict[str, Any]]:
     """Greedy decoding of every task, plain and by each drafter in turn, in one run; one row per drafter and kind.
 
-    Times are of whole generations, prefill included; `ratio` is plain time / drafter time over the same tokens.
-    `differing` counts texts that differ from plain decoding (in low precision row counts round differently).
+    Times are of whole generations, prefill included: wall seconds, and CPU seconds, which other programs on the machine
+    disturb less. `ratio` and `cpu_ratio` are plain time / drafter time over the same number of tokens. `differing`
+    counts texts that differ from plain decoding (in low precision, row counts round differently).
     """
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, float]] = {}
     work = [(kind, prompt) for kind in kinds for prompt in prompts(model, kind) for _ in range(repeats)]
     for kind, prompt in tqdm(work, desc="MiniBench", leave=False):
-        start = time.perf_counter()
-        plain = model.generate(prompt, max_new=max_new).tokens
-        plain_time = time.perf_counter() - start
+        plain, wall, cpu = _timed(model.generate, prompt, max_new=max_new)
         for name, make in drafters.items():
-            start = time.perf_counter()
-            out = generate(model, make(), prompt, max_new=max_new, warp=GREEDY)
-            seconds = time.perf_counter() - start
+            out, seconds, cpu_seconds = _timed(generate, model, make(), prompt, max_new=max_new, warp=GREEDY)
+            s, share = out.stats, out.stats.new_tokens / len(plain.tokens)
             row = rows.setdefault((kind, name), dict.fromkeys(COLUMNS, 0))
-            s = out.stats
-            for key, value in {"texts": 1, "tokens": s.new_tokens, "steps": s.steps, "drafted": s.cost["drafted"],
-                               "accepted": s.cost["accepted"], "rows": s.rows_verified, "differing": out.tokens != plain,
-                               "seconds": seconds, "plain_seconds": plain_time * s.new_tokens / len(plain),
-                               "draft_s": s.draft_time, "verify_s": s.verify_time, "host_s": s.host_time}.items():
-                row[key] += value
+            seen = (1, s.new_tokens, s.steps, s.cost["drafted"], s.cost["accepted"], s.rows_verified,
+                    out.tokens != plain.tokens, seconds, wall * share, cpu_seconds, cpu * share,
+                    s.draft_time, s.verify_time, s.host_time)
+            for column, value in zip(COLUMNS, seen):
+                row[column] += value
     return [{"kind": kind, "drafter": name, "tokens_per_step": row["tokens"] / row["steps"],
-             "ratio": row["plain_seconds"] / row["seconds"], **row} for (kind, name), row in rows.items()]
+             "ratio": row["plain_seconds"] / row["seconds"],
+             "cpu_ratio": row["plain_cpu_seconds"] / row["cpu_seconds"], **row} for (kind, name), row in rows.items()]
+
+
+def _timed(run: Callable, *args: Any, **how: Any) -> tuple[Any, float, float]:
+    """Result, wall seconds, CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run(*args, **how)
+    return result, time.perf_counter() - wall, time.process_time() - cpu

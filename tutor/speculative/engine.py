@@ -153,7 +153,7 @@ def generate(target: Any, drafter: Drafter, prompt: str | Sequence[int], *, max_
     stats.cost += drafter.cost
     new = text[len(ids):]
     tokenizer = getattr(target, "tokenizer", None)
-    written = tokenizer.decode(new) if tokenizer is not None else ""
+    written = tokenizer.decode(new, skip_special=True) if tokenizer is not None else ""
     done = None if recording is None else recording.finish(tokenizer, ids, written)
     return Generation(new, written, stats, ids, done)
 
