@@ -41,9 +41,9 @@ JavaScript (every name below is defined in shared.js, which stands above your fi
 the stage) and `theme` ("light" or "dark"). `changed` is a Set of "trace", "step", "settings", "selection", "size",
 "theme". `state.trace` has `schema, method, params, subject, kinds, steps`, `arrays[name]` and `events[name]`; each is a
 typed array with a `.shape` (int64 arrives as Int32Array or Float64Array, float16 as Float32Array, bool as Uint8Array).
-Words (sentence, read-out, legend, step label) are renewed when trace, step, settings or selection change, so a pan or a
-hover, announced by `ctx.refresh("look")`, costs a drawing only. `eventRange(trace, step)` gives the [first, last) rows of the event table that belong to a
-step.
+`eventRange(trace, step)` gives the [first, last) rows of the event table that belong to a step. Words (sentence,
+read-out, legend, step label) are renewed when trace, step, settings or selection change, so that a pan or a hover,
+announced by `ctx.refresh("look")`, costs a drawing only.
 
 `ctx` offers `root, stage, model, isStatic, setStep(i), setSetting(name, value), select(object), tip(text, x, y)` (and
 `tip(null)`), `say(text)` for the live region, `colour("kept")` for canvas work, `reduced()` (reduced motion).
@@ -76,9 +76,8 @@ Two figures move together through `ipywidgets.jslink((a, "step"), (b, "step"))`,
 these links, too, and horizontal and vertical boxes.
 
 Large traces (`widget.nbytes` above `INLINE_LIMIT`): `file="long_text"` keeps the buffer out of the saved state.
-JupyterLab asks the kernel for it; while a
-book is built (`TUTOR_ASSETS` names its assets folder) it is written to `traces/<file>-<hash>.bin`, which the static
-page fetches from its own server when the figure comes into view.
+JupyterLab asks the kernel for it; while a book is built (`TUTOR_ASSETS` names its assets folder) it is written to
+`traces/<file>-<hash>.bin`, which the static page fetches from its own server when the figure comes into view.
 """
 
 from __future__ import annotations
