@@ -57,8 +57,8 @@ CLAIMS = (
               "deep_share": Number(0.52, 0.57, "of the mass"),
               "early_share": Number(0.001, 0.003, "of the mass"),
               "deep_heads_above_0.3": Number(0.83, 0.95, "of the heads")}, "2026-11-23", machine=MACHINE),
-          stops="It is a fact about most heads of the deep layers: some deep heads park less than a third there, and the "
-                "early layer almost nothing.", needs="capture"),
+          stops="It is a fact about most heads of the deep layers: some deep heads park less than a third there, and "
+                "the early layer almost nothing.", needs="capture"),
     Claim("streaming.four-keys-save-the-window", "attention", "streaming",
           "Keeping the keys of four initial tokens beside the window largely recovers the attention that a window "
           "alone loses.",
@@ -68,6 +68,6 @@ CLAIMS = (
               "mass_with_sinks": Number(0.82, 0.85, "of the mass"),
               "error_window": Number(1.3, 1.45, "of the output's length"),
               "error_with_sinks": Number(0.17, 0.2, "of the output's length")}, "2026-11-23", machine=MACHINE),
-          stops="Heads that fetch words from the middle of the text (layer 20) still lose what lies between the sinks and "
-                "the window.", needs="capture"),
+          stops="Heads that fetch words from the middle of the text (layer 20) still lose what lies between the sinks "
+                "and the window.", needs="capture"),
 )

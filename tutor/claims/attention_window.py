@@ -6,7 +6,7 @@ from tutor.claim import Claim, Expected, Measured, Number
 
 
 def loses_without_sinks() -> Measured:
-    """Loss of 512 tokens with a window of 64 keys in every layer, with and without four sinks, above exact attention's."""
+    """Loss of 512 tokens with a window of 64 keys in every layer, with and without sinks, above exact attention's."""
     import torch
 
     import tutor
@@ -35,6 +35,6 @@ CLAIMS = (
           Expected("holds", {
               "nats_window": Number(1.4, 1.56, "nats a token"),
               "nats_with_sinks": Number(0.2, 0.27, "nats a token")}, "2026-11-23", machine="2-core laptop-class CPU"),
-          stops="The collapse is smaller here than in the paper's larger models (their curves reach the thousands), and a "
-                "model trained with a window does not show it.", needs="model"),
+          stops="The collapse is smaller here than in the paper's larger models (their curves reach the thousands), "
+                "and a model trained with a window does not show it.", needs="model"),
 )
