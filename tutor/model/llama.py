@@ -165,6 +165,17 @@ class Model:
     def device(self) -> torch.device:
         return self.embedding.device
 
+    def to(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Model:
+        """The same model with its weights in another dtype or place; what needs no conversion is shared."""
+        cast = lambda w: w.to(device=device or w.device, dtype=dtype or w.dtype)
+        blocks = [Block(*map(cast, vars(block).values())) for block in self.blocks]
+        embedding = cast(self.embedding)
+        head = embedding if self.head_weight is self.embedding else cast(self.head_weight)
+        speeds = Rope(self.rope.inv_freq.to(embedding.device), self.rope.base)
+        twin = Model(self.config, embedding, blocks, cast(self.final_norm), head, self.tokenizer, rope=speeds)
+        twin.cache_factory = self.cache_factory
+        return twin
+
     def encode(self, text: str) -> Tensor:
         """Token ids `(1, T)`."""
         return torch.tensor([self.tokenizer.encode(text)], dtype=torch.long, device=self.device)

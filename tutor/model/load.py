@@ -5,6 +5,11 @@ bf16: every page that prints numbers of this model says so.
 
 Looked for, in order: an explicit path (a Hugging Face folder with safetensors, or a GGUF file); the folder named by
 `TUTOR_MODEL`; `TUTOR_HOME`, which may be shared and read-only; the user's cache. `tutor fetch` brings it once.
+
+What bf16 costs (512 tokens of the Python language reference, 2026-11-23, `rounding_cost` repeats the first line):
+rounding the dequantised weights moves logits by up to 0.23 (0.018 on average), changes the best next token at 1 of 512
+positions and the surprise from 2.8605 to 2.8614 nats a token; computing in bf16 as well moves logits by up to 0.65
+(0.077 on average), the best token at 6 of 512 positions and the surprise to 2.8655.
 """
 
 from __future__ import annotations
@@ -162,3 +167,26 @@ def _read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
             raise RuntimeError(f"{folder / shard} is cut off or damaged ({error}); delete {folder} "
                                "and run `tutor fetch`") from error
     return weights
+
+
+def rounding_cost(gguf_path: str | os.PathLike, n_tokens: int = 512) -> dict[str, float]:
+    """What rounding the dequantised weights to bf16 costs on the Python language reference, both computed in float32.
+
+    Returns:
+        `max_logit_change`, `mean_logit_change`, `same_next_token` (share of positions with the same best token),
+        `nll_float32_weights`, `nll_bf16_weights` (nats a token).
+    """
+    import torch
+
+    from tutor import texts
+
+    exact = load(gguf_path, dtype=torch.float32)
+    ids = torch.tensor([exact.tokenizer.encode(texts.reference()[: 16 * n_tokens])[:n_tokens]])
+    a, nll_a = exact.forward(ids).logits, exact.nll(ids)
+    rounded = load(gguf_path, dtype=torch.bfloat16).to(torch.float32)
+    b, nll_b = rounded.forward(ids).logits, rounded.nll(ids)
+    return {
+        "max_logit_change": float((a - b).abs().max()), "mean_logit_change": float((a - b).abs().mean()),
+        "same_next_token": float((a.argmax(-1) == b.argmax(-1)).float().mean()),
+        "nll_float32_weights": float(nll_a.mean()), "nll_bf16_weights": float(nll_b.mean()),
+    }
