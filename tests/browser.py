@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -20,29 +18,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PLACES = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome", "/snap/bin/chromium",
-          "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-          "/Applications/Chromium.app/Contents/MacOS/Chromium",
-          r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-          r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe")
+from tutor.browser import FLAGS, find
+
 LOCAL = ("localhost", "127.0.0.1", "")
 # Loaded twice by the book's thebe extension; the only console line that is let pass.
 FORGIVEN = ("THEBE_JS_URL",)
-
-
-def find_chromium(own: str = "") -> str | None:
-    """Path of a Chromium: TUTOR_CHROMIUM, the usual names and places, else Playwright's own download."""
-    told = os.environ.get("TUTOR_CHROMIUM")
-    if told:
-        if not Path(told).exists():
-            raise RuntimeError(f"TUTOR_CHROMIUM={told} does not exist; point it at a Chromium or unset it")
-        return told
-    found = [shutil.which(name) for name in NAMES]
-    found += [place for place in (*PLACES, own) if place and Path(place).exists()]
-    return next((path for path in found if path), None)
 
 
 def missing(why: str) -> None:
@@ -59,11 +39,11 @@ def browser() -> Iterator:
         from playwright.sync_api import sync_playwright
     except ImportError:
         missing("the Python package playwright is not installed")
+    path = find()
+    if path is None:
+        missing("none was found")
     with sync_playwright() as playwright:
-        path = find_chromium(playwright.chromium.executable_path)
-        if path is None:
-            missing("none was found")
-        chromium = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
         yield chromium
         chromium.close()
 
@@ -144,8 +124,3 @@ def overflow(page) -> list[str]:
         const box = e.getBoundingClientRect();
         return box.width > 0 && box.right > document.documentElement.clientWidth + 1 && !e.closest(".tw-scroll");
     }).map((e) => `${e.tagName}.${e.getAttribute("class")}`)""")
-
-
-if __name__ == "__main__":                         # which browser would be used?
-    print(find_chromium() or "none")
-    sys.exit(0)

@@ -41,11 +41,11 @@ def all_mutants() -> list[Mutant]:
 
 
 def copy_project(target: Path) -> None:
-    """The package and its tests are copied; data and notebooks are linked, nothing writes to them."""
-    ignore = shutil.ignore_patterns("__pycache__", "work")
-    for folder in ("tutor", "tests", "benchmarks"):
+    """What a mutant may touch is copied; data and notebooks are linked, nothing writes to them."""
+    ignore = shutil.ignore_patterns("__pycache__", "work", "_build")
+    for folder in ("tutor", "tests", "benchmarks", "book"):
         shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
-    for name in ("data", "notebooks", "book", "pyproject.toml"):
+    for name in ("data", "notebooks", "pyproject.toml"):
         (target / name).symlink_to(ROOT / name)
 
 

@@ -87,14 +87,14 @@ def shoot(folder: str | Path, widths: tuple[int, ...] = (1280, 360), themes: tup
     """Screenshots of figures, to be looked at."""
     from playwright.sync_api import sync_playwright
 
-    from tests.browser import FLAGS, Watch, find_chromium, served
+    from tests.browser import Watch, served
+    from tutor.browser import FLAGS, find
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    made, browser_path = [], find()
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright, served(Path(place)) as address:
-        path = find_chromium(playwright.chromium.executable_path)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=browser_path, args=list(FLAGS))
         for name, widget in widgets.items():
             for theme in themes:
                 write_page(Path(place), widget, theme=theme, name=f"{name}-{theme}.html")
