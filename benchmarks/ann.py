@@ -69,7 +69,7 @@ def main() -> None:
                            "repaired": getattr(index, "repaired", 0)})
             tqdm.write(f"{title}, {name}: recall 0.9 at {share:.1%} of the distances, built in {seconds:.1f} s")
             bar.update()
-        trace(title, runs, len(c.X)).save(TRACES / ("frontier.safetensors" if key == "docstrings" else f"frontier_{key}.safetensors"))
+        trace(title, runs, len(c.X)).save(TRACES / f"frontier{'' if key == 'docstrings' else '_' + key}.safetensors")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({
         "question": f"share of distances against recall@{K}", "date": datetime.now(UTC).date().isoformat(),

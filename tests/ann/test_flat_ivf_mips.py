@@ -78,6 +78,14 @@ def test_cost_is_centroids_plus_the_rows_of_opened_lists():
         assert cost["ndist"] == 10 + sizes[opened].sum() and cost["nlists"] == len(opened)
 
 
+def test_equal_distances_in_two_lists_go_to_the_lower_id():
+    """Rows 1 and -1 lie in two lists, whose order depends on the seed; both are at 1 from the query."""
+    indexes = [IVF(nlist=2, seed=seed).build([[1.0], [-1.0]]) for seed in range(8)]
+    assert {int(index.cell[0]) for index in indexes} == {0, 1}
+    for index in indexes:
+        assert index.search([0.0], 1, nprobe=2).ids.tolist() == [[0]]
+
+
 def test_clusters_need_one_list():
     X, label = clustered(N=600, clusters=12)
     index = IVF(nlist=12).build(X)

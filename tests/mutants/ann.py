@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant("centroids are free", "tutor/ann/ivf.py", "        ndist = len(to_lists)\n", "        ndist = 0\n", LISTS),
     Mutant("a block's ties are cut by luck", "tutor/ann/base.py",
            "within = dist <= np.partition(dist, k - 1)[k - 1]", "within = np.argsort(dist, kind=\"stable\")[:k]",
-           "tests/ann/test_indexes.py -k duplicate"),
+           LISTS),
     Mutant("the lift forgets the square", "tutor/ann/mips.py",
            "np.sqrt(np.maximum(squares.max() - squares, 0))", "np.maximum(squares.max() - squares, 0)", LISTS),
     Mutant("k-means forgets the weights", "tutor/ann/kmeans.py",
