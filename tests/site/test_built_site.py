@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 
-from tests.browser import LOCAL, Watch, browser, overflow, served  # noqa: F401  (browser is a fixture)
+from tests.browser import LOCAL, Watch, overflow, served
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]

@@ -60,7 +60,7 @@ def test_green_stands_only_beside_what_is_done():
 
 def test_a_status_is_a_sign_and_a_word():
     for status, (sign, word) in markup.STATUS.items():
-        assert sign in markup.chip(status) and word in markup.chip(status)
+        assert f"{sign}</span> {word}</span>" in markup.chip(status)
     assert len({sign for sign, _ in markup.STATUS.values()}) == 3
     assert len({sign for sign, _ in markup.VERDICT.values()}) == 4
 
@@ -194,7 +194,7 @@ def test_a_result_file_becomes_tables_with_its_machine_and_day():
         "machine": "a laptop",
         "date": "2026-11-23",
         "torch": "2.13",
-        "points": [{"rows": 1, "ms": 17.123456}, {"rows": 64, "ms": 51.0, "note": None}],
+        "points": [{"rows": 1, "ms": 17.123456}, {"rows": 64, "ms": 51.0, "retries": 7}],
         "floor": {"bandwidth": 12.5},
     }
     page = pages.numbers_page({"decode": result})
@@ -207,6 +207,8 @@ def test_a_result_file_becomes_tables_with_its_machine_and_day():
         "<td>51</td>",
         "12.5",
         "decode.json",
+        "retries</th>",
+        "<td>7</td>",
     ):
         assert text in page
     assert page.count("<tr>") == 3 + 2  # two heads, two points, one floor
