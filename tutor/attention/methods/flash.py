@@ -104,8 +104,8 @@ class Flash:
 
     def visits(self, plan: Tensor) -> list[tuple[int, int]]:
         """The tiles that run, in the order they run in."""
-        run = (plan != SKIPPED).nonzero().tolist()
-        return [(i, j) for i, j in sorted(run, key=lambda tile: tile if self.order == 2 else tile[::-1])]
+        run = [(i, j) for i, j in (plan != SKIPPED).nonzero().tolist()]                    # row by row
+        return run if self.order == 2 else sorted(run, key=lambda tile: tile[::-1])
 
     def cost(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, block_mask: Tensor | None = None,
              pos_q: Tensor | None = None) -> Cost:
