@@ -25,6 +25,7 @@ from tutor.speculative.draft.autoregressive import Autoregressive
 from tutor.speculative.draft.model_chain import ModelChain
 from tutor.speculative.draft.model_tree import ModelTree
 from tutor.speculative.draft.prompt_lookup import PromptLookup
+from tutor.speculative.warp import Warp
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speculative-cpu.json"
 
@@ -54,7 +55,7 @@ def main() -> None:
         "prompt_lookup, 10 tokens": PromptLookup,
         "prompt_lookup, 4 tokens": lambda: PromptLookup(length=4),
         f"model_chain, 3 tokens, {len(layers)} layers": lambda: ModelChain(model, 3, layers=layers),
-        f"model_tree, 2x2, {len(layers)} layers": lambda: ModelTree(model, (2, 2), layers=layers),
+        f"model_tree, 2x2, {len(layers)} layers": lambda: ModelTree(model, (2, 2), layers=layers, warp=Warp(1.0)),
     }
     cost = calibrate_verify_cost(model, (1, 2, 4, 5, 8, 11, 16, 32), 256, repeats=given.repeats)
     rows = compare(model, drafters, kinds=tuple(TASKS), max_new=given.tokens)

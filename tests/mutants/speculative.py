@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant("draft forgets the warp", "tutor/speculative/draft/model_chain.py",
            "self._warp, self._chooser = self.warp or warp,", "self._warp, self._chooser = self.warp or PLAIN,",
            "tests/speculative/test_drafters.py -k states"),
-    Mutant("lookup proposes the suffix itself", "tutor/speculative/draft/prompt_lookup.py",
-           "sliding_window_view(text[:-1], size)", "sliding_window_view(text, size)",
+    Mutant("lookup refuses the shortest continuation", "tutor/speculative/draft/prompt_lookup.py",
+           "len(text) - starts >= self.shortest", "len(text) - starts > self.shortest",
            "tests/speculative/test_drafters.py -k lookup"),
 ]

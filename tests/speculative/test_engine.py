@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tutor import data
 from tutor.cost import Cost
 from tutor.model.llama import tiny_llama
 from tutor.speculative.chooser import CoupledChooser
@@ -37,6 +38,7 @@ DRAFTERS = {
     "chain-stranger": lambda: ModelChain(tiny_llama(seed=1), 2),
     "tree-1-layer": lambda: ModelTree(TARGET, (2, 2, 2), layers=[0]),
     "tree-replaced": lambda: ModelTree(TARGET, (3, 2), True, layers=[0]),
+    "tree-warm": lambda: ModelTree(TARGET, (3, 2), layers=[0], warp=Warp(1.0)),
     "tree-itself": lambda: ModelTree(TARGET, (1, 2, 1)),
 }
 
@@ -342,3 +344,18 @@ def test_different_vocabularies_are_refused():
     draft.tokenizer = Words([f"a{i}" for i in range(97)])                 # another object, the same vocabulary
     out = generate(target, ModelChain(draft), [1, 2], max_new=2)
     assert out.text == " ".join(f"a{i}" for i in out.tokens)
+
+
+@pytest.mark.parametrize("name", ["lookup_overlap", "lookup_chat", "chain_prose", "tree_prose"])
+def test_shipped_traces_can_be_read_and_are_small(name):
+    path = data.path("speculative", f"{name}.safetensors")
+    trace = Trace.load(path)
+    assert path.stat().st_size < 150_000 and trace.schema == "speculative.run/1" and trace.steps > 2
+    for step in range(trace.steps):
+        assert trace.describe(step).startswith(f"Step {step}: ")
+    pieces, a = trace.subject["pieces"], trace.arrays
+    told = ""
+    for step in range(trace.steps):                                       # accepted nodes and next tokens spell the output
+        rows = slice(a["node_start"][step], a["node_start"][step + 1])
+        told += "".join(pieces[str(t)] for t in [*a["token"][rows][a["state"][rows] == 1], a["next_token"][step]])
+    assert told == trace.subject["output"]

@@ -31,7 +31,11 @@ from tutor.speculative.warp import Warp
         flags=("lossless", "drafter"), grid=tuple({"shape": s} for s in ((2,), (2, 2), (2, 2, 2), (3, 2, 1, 1))))
 @dataclass
 class ModelTree(ModelDrafter):
-    """A k-ary tree of sampled tokens, verified by `recursive`."""
+    """A k-ary tree of sampled tokens, verified by `recursive`.
+
+    Without replacement and with the target's temperature 0, q is one-hot and every node has a single child. For greedy
+    decoding give the draft a temperature of its own, e.g. `warp=Warp(1.0)`; the text stays the greedy one.
+    """
 
     model: Any
     shape: Sequence[int] = (2, 2, 2)
