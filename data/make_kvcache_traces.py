@@ -1,4 +1,4 @@
-"""Make `data/kvcache/<policy>.safetensors`: one short text through four policies, for the cache shelf.
+"""Make `data/kvcache/<policy>.safetensors`: one short text through five policies, for the cache shelf.
 
     python data/make_kvcache_traces.py
 
@@ -21,7 +21,7 @@ woman who rowed it asked him how she could get into the lighthouse. He thought a
 notes, and said that he was not sure. Then he remembered. The lighthouse key hangs behind the blue door."""
 BUDGET, DECODE = 40, 90
 LAYERS = (1, 9, 18, 27)
-POLICIES = ("window", "sinks_window", "h2o", "random")
+POLICIES = ("full", "window", "sinks_window", "h2o", "random")
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     model = tutor.load()
     for policy in POLICIES:
-        trace = record(model, TEXT, policy, BUDGET, decode_steps=DECODE, layers=LAYERS)
+        trace = record(model, TEXT, policy, None if policy == "full" else BUDGET, decode_steps=DECODE, layers=LAYERS)
         path = trace.save(folder / f"{policy}.safetensors")
         print(f"{path.name}: {trace.steps} steps, {len(trace.events['kind'])} events, {path.stat().st_size / 1000:.0f} kB")
 

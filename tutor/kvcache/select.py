@@ -44,9 +44,8 @@ def keep_top(scores: Tensor, counts: Tensor, pos: Tensor) -> Keep:
     """
     if torch.isnan(scores).any():
         raise ValueError("scores contain NaN; a policy must return a number for every row (look for NaN in q, k)")
-    shape = torch.broadcast_shapes(scores.shape, pos.shape)
-    scores, pos = scores.expand(shape), pos.expand(shape)
-    counts = torch.minimum(counts.expand(shape[:-1]), (pos >= 0).sum(-1))
+    scores, pos = torch.broadcast_tensors(scores, pos)
+    counts = torch.minimum(counts.expand(pos.shape[:-1]), (pos >= 0).sum(-1))
     scores = scores.masked_fill(pos < 0, float("-inf"))
     protected = torch.isposinf(scores).sum(-1)
     if (protected > counts).any():
