@@ -251,7 +251,7 @@ class RaggedCache:
         slots = torch.cat([torch.arange(base), base + idx])      # in the order of idx: a path of a token tree
         for store in filter(None, self._layers):
             counts = torch.full_like(store.counts, len(slots))
-            store.keep(slots[None, None], counts, counts + self.interval)
+            store.keep(slots[None, None].to(counts.device), counts, counts + self.interval)
             store.seen = len(slots)
 
     def fork(self) -> RaggedCache:
