@@ -10,7 +10,7 @@ the rows of the accepted path, which were rotated with the very positions that s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -81,7 +81,8 @@ class Generation:
 @torch.inference_mode()
 def generate(target: Any, drafter: Drafter, prompt: str | Sequence[int], *, max_new: int,
              verify: str | Verifier = "auto", warp: Warp = PLAIN, seed: int = 0, eos: Sequence[int] | None = None,
-             cache: Cache | None = None, trace: Recorder | bool | None = None, on_step=None) -> Generation:
+             cache: Cache | None = None, trace: Recorder | bool | None = None,
+             on_step: Callable[[TokenTree, Verdict, Cache], None] | None = None) -> Generation:
     """Write up to `max_new` tokens with the law of sampling from `warp(target logits)` one by one.
 
     Args:
@@ -169,10 +170,10 @@ def _cut_at_end(tree: TokenTree, verdict: Verdict, eos: set[int]) -> Verdict:
 def _prompt_ids(target: Any, prompt: str | Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         return list(target.tokenizer.encode(prompt))
-    ids = torch.as_tensor(prompt).flatten() if isinstance(prompt, torch.Tensor) and prompt.ndim < 3 else prompt
-    if isinstance(prompt, torch.Tensor) and prompt.ndim == 2 and len(prompt) != 1:
-        raise ValueError(f"speculative decoding works on one sequence; got a batch of {len(prompt)}. Call it for each")
-    return [int(i) for i in ids]
+    ids = torch.as_tensor(prompt, dtype=torch.long)
+    if ids.ndim == 2 and len(ids) > 1:
+        raise ValueError(f"speculative decoding works on one sequence; got a batch of {len(ids)}. Call it for each")
+    return ids.flatten().tolist()
 
 
 def _check(target: Any, drafter: Drafter, ids: list[int], max_new: int, limit: int, cache: Cache) -> None:
