@@ -93,7 +93,7 @@ def test_globs_become_pages_in_order_and_methods_hang_below_their_family():
 
 def test_the_cell_of_a_method_gets_one_anchor():
     cell = {"cell_type": "code", "source": "1", "metadata": {"tags": ["method:ann.flat", "other"]}}
-    cells = build.with_anchors({"cells": [cell, cell]})["cells"]
+    cells = build.for_readers({"cells": [cell, cell]})["cells"]
     assert [c["cell_type"] for c in cells] == ["markdown", "code", "code"] and 'id="method-ann-flat"' in cells[0][
         "source"
     ]

@@ -262,7 +262,10 @@ MOVE = """(control) => {                                  // to another allowed 
   const last = control.length - 1;
   if (control.type === "checkbox" || control.type === "radio") { control.click(); return; }
   if (control.tagName === "SELECT") control.selectedIndex = control.selectedIndex === last ? 0 : last;
-  else control.value = Number(control.value) === Number(control.max) ? control.min : control.max;
+  else {
+    const middle = Math.floor((Number(control.min) + Number(control.max)) / 2);
+    control.value = Number(control.value) === middle ? control.max : middle;
+  }
   for (const kind of ["input", "change"]) control.dispatchEvent(new Event(kind, { bubbles: true }));
 }"""
 

@@ -115,11 +115,11 @@ def put(path: Path, content: bytes) -> bool:
     return True
 
 
-def with_anchors(notebook: dict) -> dict:
-    """The notebook with an anchor before the first cell of every method, so that the matrix can link to its section.
+def for_readers(notebook: dict) -> dict:
+    """The notebook with an anchor before the first cell of every method, and without marks that only tests read.
 
-    >>> cell = {"cell_type": "code", "source": "1", "metadata": {"tags": ["method:ann.flat"]}}
-    >>> [c["source"] for c in with_anchors({"cells": [cell, cell]})["cells"]]
+    >>> cell = {"cell_type": "code", "source": "# NBVAL_CHECK_OUTPUT\\n1", "metadata": {"tags": ["method:ann.flat"]}}
+    >>> [c["source"] for c in for_readers({"cells": [cell, cell]})["cells"]]
     ['<span id="method-ann-flat" class="method-anchor"></span>', '1', '1']
     """
     cells, seen = [], set()
@@ -128,15 +128,10 @@ def with_anchors(notebook: dict) -> dict:
             if tag.startswith("method:") and tag not in seen:
                 seen.add(tag)
                 name = "method-" + slug(tag[7:])
-                cells.append(
-                    {
-                        "cell_type": "markdown",
-                        "id": name,
-                        "metadata": {},
-                        "source": f'<span id="{name}" class="method-anchor"></span>',
-                    }
-                )
-        cells.append(cell)
+                anchor = f'<span id="{name}" class="method-anchor"></span>'
+                cells.append({"cell_type": "markdown", "id": name, "metadata": {}, "source": anchor})
+        source = re.sub(r"^# NBVAL_\w+\n", "", "".join(cell["source"]))
+        cells.append(cell | {"source": source})
     return notebook | {"cells": cells}
 
 
@@ -146,7 +141,7 @@ def gather(root: Path, src: Path) -> set[str]:
     for path, place in sources(root):
         content = path.read_bytes()
         if path.suffix == ".ipynb":
-            content = json.dumps(with_anchors(json.loads(content)), ensure_ascii=False, indent=1).encode()
+            content = json.dumps(for_readers(json.loads(content)), ensure_ascii=False, indent=1).encode()
         put(src / place, content)
         placed.add(place)
     return placed
