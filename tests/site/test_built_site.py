@@ -98,7 +98,7 @@ SETTLED = """() => [...document.querySelectorAll("figure.tutor-plotly .tutor-plo
   && ![...document.querySelectorAll(".tw")].some((w) => w.querySelector(".tw-wait:not([hidden])"))"""
 
 
-def context_of(browser, *, width: int, dark: bool = False):  # noqa: F811
+def context_of(browser, *, width: int, dark: bool = False):
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if dark else "light",
@@ -161,7 +161,7 @@ def visit(page, address: str, name: str, axe: str) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def crawl(site, address, browser) -> dict[str, Seen]:  # noqa: F811
+def crawl(site, address, browser) -> dict[str, Seen]:
     """Every page, once."""
     (BUILT / "shots").mkdir(exist_ok=True)
     axe, seen = axe_source(), {}
@@ -231,7 +231,7 @@ def test_the_front_page_and_the_lessons_hold_live_figures(crawl):
     assert lessons and sum(seen.widgets for seen in lessons.values()) >= len(lessons)
 
 
-def test_search_finds_a_method_by_name(address, browser):  # noqa: F811
+def test_search_finds_a_method_by_name(address, browser):
     context = context_of(browser, width=1280)
     page = context.new_page()
     page.goto(address + "search.html?q=heavy")
@@ -240,7 +240,7 @@ def test_search_finds_a_method_by_name(address, browser):  # noqa: F811
     context.close()
 
 
-def test_the_theme_can_be_switched_and_is_remembered(address, browser):  # noqa: F811
+def test_the_theme_can_be_switched_and_is_remembered(address, browser):
     context = context_of(browser, width=1280)
     page = context.new_page()
     page.goto(address + "index.html")
@@ -270,7 +270,7 @@ MOVE = """(control) => {                                  // to another allowed 
 }"""
 
 
-def test_every_dial_changes_its_picture_with_no_kernel(crawl, address, browser):  # noqa: F811
+def test_every_dial_changes_its_picture_with_no_kernel(crawl, address, browser):
     """Each enabled step slider and each enabled dial of each figure on each page, moved once."""
     still, moved = [], 0
     context = context_of(browser, width=1280)

@@ -195,7 +195,7 @@ def test_a_result_file_becomes_tables_with_its_machine_and_day():
         "date": "2026-11-23",
         "torch": "2.13",
         "points": [{"rows": 1, "ms": 17.123456}, {"rows": 64, "ms": 51.0, "retries": 7}],
-        "floor": {"bandwidth": 12.5},
+        "floor": {"bandwidth": 12.5, "heads": [0.5, 0.25] * 5},
     }
     page = pages.numbers_page({"decode": result})
     for text in (
@@ -206,12 +206,13 @@ def test_a_result_file_becomes_tables_with_its_machine_and_day():
         "<td>17.12</td>",
         "<td>51</td>",
         "12.5",
+        "10 values, 0.25 to 0.5",
         "decode.json",
         "retries</th>",
         "<td>7</td>",
     ):
         assert text in page
-    assert page.count("<tr>") == 3 + 2  # two heads, two points, one floor
+    assert page.count("<tr>") == 3 + 3  # two heads, two points, two lines of the floor
 
 
 def test_what_was_not_measured_is_not_shown():

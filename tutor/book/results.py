@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from tutor.book.markup import code, esc, md, number, table
+from tutor.book.markup import code, esc, md, number, sentence, table
 
 WHEN = ("date", "when", "machine", "device", "cpu", "threads", "commit", "seed")
 PACKAGES = ("python", "torch", "triton", "numpy", "numba", "faiss", "transformers", "tutor")
@@ -39,6 +40,8 @@ def cell(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{word(k)}&nbsp;{cell(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
+        if len(value) > 8 and all(isinstance(v, (int, float)) for v in value):
+            return f"{len(value)} values, {number(min(value))} to {number(max(value))}"
         return ", ".join(cell(v) for v in value[:8]) + (f", … ({len(value)} values)" if len(value) > 8 else "")
     return esc(number(value))
 
@@ -71,7 +74,7 @@ def notes_of(result: dict[str, Any]) -> list[str]:
 
 def result_section(name: str, result: dict[str, Any]) -> str:
     """One result file: its question, the machine and day, its tables."""
-    title = str(result.get("title") or result.get("question") or name.replace("_", " "))
+    title = sentence(str(result.get("title") or result.get("question") or re.sub("[-_]", " ", name)))
     about = {key: result[key] for key in WHEN if key in result and scalar(result[key])}
     versions = dict(result.get("versions") or {})
     versions |= {key: result[key] for key in PACKAGES if scalar(result.get(key, []))}
@@ -96,7 +99,7 @@ def rounding_note(results: dict[str, Any]) -> str:
         return "The cost of rounding to bf16 has not been measured for this build.\n"
     lines = []
     for result in found:
-        lines += tables_of({k: v for k, v in result.items() if k not in ASIDE}, "Rounding") + notes_of(result)
+        lines += tables_of({k: v for k, v in result.items() if k not in (*ASIDE, *PACKAGES)}, "Rounding") + notes_of(result)
     return "\n".join(lines)
 
 
