@@ -20,7 +20,7 @@ def vocabulary():
     """All bytes, a few merges, three special tokens."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    merges = ["t h", "th e", "Ġ the", "i n"]
+    merges = ["t h", "th e", "Ġ the", "i n", "Ġ Ġ"]
     return SPECIAL + sorted(ByteLevel.alphabet()) + [merge.replace(" ", "") for merge in merges], merges
 
 
