@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from tests.browser import browser, open_page  # noqa: F401  (fixtures; one browser for the whole session)
+
 
 def _has_cuda() -> bool:
     import torch

@@ -66,22 +66,18 @@ def catalog(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
-    for title in ("family", "name", "title", "year", "claims", "tests", "kernel", "status"):
-        table.add_column(title, overflow="fold")
+    table = Table(box=None, header_style="bold", expand=True)
+    for title, options in {"family": {"min_width": 11}, "name": {"min_width": 18}, "title": {"ratio": 1}, "year": {"min_width": 4},
+                           "claims": {"min_width": 6}, "tests": {"min_width": 5}, "kernel": {"min_width": 6},
+                           "status": {"min_width": 9}}.items():
+        table.add_column(title, no_wrap=True, overflow="ellipsis", **options)
     marks = {"done": "● done", "partial": "◐ partial", "open": "○ open"}
     for row in rows:
-        table.add_row(
-            row["family"],
-            row["name"],
-            row["title"],
-            str(row["year"] or ""),
-            str(len(row["claims"])),
-            str(len(row["tests"])),
-            "yes" if row["kernel"] else "",
-            marks[row["status"]],
-        )
-    Console().print(table)
+        counted = [str(n) if n else "" for n in (len(row["claims"]), len(row["tests"]))]
+        table.add_row(row["family"], row["name"], row["title"], str(row["year"] or ""), *counted, "yes" if row["kernel"] else "",
+                      marks[row["status"]])
+    console = Console()
+    Console(width=max(console.width, 110)).print(table)
     counts = {status: sum(row["status"] == status for row in rows) for status in marks}
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
 
@@ -197,7 +193,8 @@ def lab(port: int = 8888, browser: Annotated[bool, typer.Option(help="Open the b
         "lab",
         f"--ServerApp.root_dir={folder}",
         "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
-        "--LabApp.news_url=None",
+        "--LabApp.news_url=None",      # nothing is asked of another server
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         f"--port={port}",
         *flags,
         env={"TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", _interpret())},

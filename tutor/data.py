@@ -30,9 +30,11 @@ def path(*parts: str) -> Path:
 
 
 def notebooks() -> Path:
-    """The folder of lessons: beside the package in a checkout, else the installed copy."""
-    for place in (Path(__file__).resolve().parent.parent / "notebooks", Path(sys.prefix) / "share" / "tutor" / "notebooks"):
-        if place.is_dir():
+    """The folder of lessons: `TUTOR_NOTEBOOKS` (a copy of your own), beside the package in a checkout, else the installed one."""
+    places = [Path(p) for p in (os.environ.get("TUTOR_NOTEBOOKS"),) if p]
+    places += [Path(__file__).resolve().parent.parent / "notebooks", Path(sys.prefix) / "share" / "tutor" / "notebooks"]
+    for place in places:
+        if (place / "00_start_here.ipynb").is_file():
             return place
     raise ValueError("the notebooks are not installed; reinstall tutor, or run from a checkout")
 

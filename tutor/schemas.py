@@ -119,7 +119,8 @@ def _describe_shelf(trace: Trace, step: int) -> str:
     if gone.any():
         positions = np.unique(now["pos"][gone])
         what = f"token {_token(trace, int(positions[0]))}" if len(positions) == 1 else f"{len(positions)} different tokens"
-        text += f"{what} evicted in {int(gone.sum())} of the recorded heads; "
+        heads = len(set(zip(now["layer"][gone].tolist(), now["head"][gone].tolist())))
+        text += f"{what} evicted, from {heads} of the recorded heads; "
     else:
         text += "nothing is evicted; "
     appended, evicted = trace.arrays["appended_at"][None, None], trace.arrays["evicted_at"]

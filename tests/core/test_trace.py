@@ -28,7 +28,7 @@ def test_columns_born_late_are_filled():
 
 def test_describe_speaks_of_the_state():
     assert (
-        small_trace().describe(1) == "Step 1: token 2 'c' arrives; token 0 'a' evicted in 1 of the recorded heads; "
+        small_trace().describe(1) == "Step 1: token 2 'c' arrives; token 0 'a' evicted, from 1 of the recorded heads; "
         "each head holds 2 rows, the cache 2 kB."
     )
 

@@ -69,10 +69,10 @@ export function describeShelf(trace, step) {
   let first = -1,
     last = -1,
     arrived = 0,
-    gone = 0,
     least = Infinity,
     most = 0;
-  const positions = new Set();
+  const positions = new Set(),
+    losing = new Set(); // (layer, head) lanes that give rows back
   for (let i = 0; i < S; i++)
     if (appended[i] === step) {
       if (first < 0) first = i;
@@ -84,7 +84,7 @@ export function describeShelf(trace, step) {
     for (let i = 0; i < S; i++) {
       const end = evicted[lane * S + i];
       if (end === step) {
-        gone++;
+        losing.add(lane);
         positions.add(i);
       }
       if (appended[i] <= step && (end < 0 || end > step)) rows++;
@@ -95,10 +95,10 @@ export function describeShelf(trace, step) {
   let text = `Step ${step}: `;
   if (arrived === 1) text += `token ${tokenName(trace, first)} arrives; `;
   else if (arrived) text += `tokens ${first} to ${last} arrive; `;
-  if (gone) {
+  if (losing.size) {
     const what =
       positions.size === 1 ? `token ${tokenName(trace, Math.min(...positions))}` : `${positions.size} different tokens`;
-    text += `${what} evicted in ${gone} of the recorded heads; `;
+    text += `${what} evicted, from ${losing.size} of the recorded heads; `;
   } else text += "nothing is evicted; ";
   const rows = least === most ? least : `${least} to ${most}`;
   return `${text}each head holds ${rows} rows, the cache ${roundEven(nbytes[step] / 1024)} kB.`;
