@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import tutor
 from tutor.model.capture import Capture, capture
 from tutor.model.llama import tiny_llama
+from tutor.model.load import find
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,9 @@ def test_recorded_rows_are_those_of_the_model(recorded, model32):
         for name in ("q_pre", "k_pre", "v"):
             a, b = getattr(short, name)(layer), getattr(recorded.first(256), name)(layer)
             assert (a - b).abs().max() < 0.02, (name, layer)                 # fp16 of numbers up to 27
+    if find() is not None:                                                   # the weights are the same on every machine
+        digest = hashlib.sha256((find() / "model.safetensors").read_bytes()).hexdigest()
+        assert digest == recorded.about["model_sha256"]
     script = Path(tutor.data.path("make_captures.py"))
     spec = importlib.util.spec_from_file_location("make_captures", script)
     maker = importlib.util.module_from_spec(spec)

@@ -129,7 +129,7 @@ def convert(path: Path, folder: Path, *, name: str) -> None:
             weights[key] = torch.from_numpy(array).to(torch.bfloat16)
     except (ValueError, IndexError) as error:
         raise RuntimeError(f"{path} is cut off or damaged: {error}; delete it and run `tutor fetch`") from error
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "source": source})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})   # one key: the same bytes every time
     os.chmod(folder / "model.safetensors", 0o644)           # a shared home is read by others
     settings = config(reader) | {"tutor": {"name": name, "source": source}}
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

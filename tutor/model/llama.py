@@ -477,20 +477,13 @@ def _fast_attention(q: Tensor, view: list[Part], pos_q: Tensor, tree_mask: Tenso
 
 def sample(logits: Tensor, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
            generator: torch.Generator | None = None) -> int:
-    """One token id from logits `(V,)`: temperature, then top-k, then top-p; greedy at temperature 0.
+    """One token id from logits `(V,)` under the law of `tutor.speculative.warp`: temperature, then top-k, then top-p."""
+    from tutor.speculative.warp import Warp
 
-    top-p keeps the shortest prefix of the sorted probabilities whose mass reaches it, the crossing token included.
-    """
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}")
-    if temperature == 0:
-        return int(logits.argmax())
-    p, order = torch.softmax(logits.double() / temperature, dim=-1).sort(descending=True, stable=True)
-    if top_k:
-        p[top_k:] = 0
-    p = p / p.sum()
-    p[(p.cumsum(0) - p) >= top_p] = 0
-    return int(order[torch.multinomial(p, 1, generator=generator)])
+    warp = Warp(temperature, top_k, top_p)
+    if warp.greedy:
+        return int(logits.argmax())                                             # ties to the lower id
+    return int(torch.multinomial(warp(logits), 1, generator=generator))
 
 
 def tiny_llama(*, n_layers: int = 2, n_heads: int = 4, n_kv_heads: int = 2, head_dim: int = 16, width: int = 64,
