@@ -410,3 +410,13 @@ def test_unwritten_memory_never_reaches_the_logits(tiny, poison):
     ids, cache = ids_of(70), tiny.new_cache()                         # the cache grows once: 64 -> 128 rows
     pieces = [tiny.forward(part, cache=cache).logits for part in ids.split([60, 1, 9], dim=1)]
     assert (torch.cat(pieces, 1) - tiny.forward(ids).logits).abs().max() < 1e-9
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_logits():
+    ids = ids_of(40)
+    here, there = tiny_llama(), tiny_llama(device="cuda")
+    cache = there.new_cache()
+    pieces = [there.forward(part.cuda(), cache=cache).logits.cpu() for part in ids.split([33, 1, 6], dim=1)]
+    assert (torch.cat(pieces, 1) - here.forward(ids).logits).abs().max() < 1e-9
+    assert there.generate(ids, max_new=5).tokens == here.generate(ids, max_new=5).tokens
