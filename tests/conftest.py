@@ -8,7 +8,6 @@ import pytest
 
 from tests.browser import browser, open_page  # noqa: F401  (fixtures; one browser for the whole session)
 
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")       # before torch: idle threads sleep, the browser may run
 
 

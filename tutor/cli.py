@@ -67,10 +67,9 @@ def catalog(
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", expand=True)
-    for title, options in {"family": {"min_width": 11}, "name": {"min_width": 18}, "title": {"ratio": 1}, "year": {"min_width": 4},
-                           "claims": {"min_width": 6}, "tests": {"min_width": 5}, "kernel": {"min_width": 6},
-                           "status": {"min_width": 9}}.items():
-        table.add_column(title, no_wrap=True, overflow="ellipsis", **options)
+    widths = {"family": 11, "name": 18, "title": None, "year": 4, "claims": 6, "tests": 5, "kernel": 6, "status": 9}
+    for title, width in widths.items():
+        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=width, ratio=None if width else 1)
     marks = {"done": "● done", "partial": "◐ partial", "open": "○ open"}
     for row in rows:
         counted = [str(n) if n else "" for n in (len(row["claims"]), len(row["tests"]))]
