@@ -21,8 +21,6 @@ import pytest
 from tutor.browser import FLAGS, find
 
 LOCAL = ("localhost", "127.0.0.1", "")
-# Loaded twice by the book's thebe extension; the only console line that is let pass.
-FORGIVEN = ("THEBE_JS_URL",)
 
 
 def missing(why: str) -> None:
@@ -68,7 +66,7 @@ class Watch:
             self.faults.append(f"{response.status}: {response.url}")
 
     def _console(self, message) -> None:
-        allowed = any(text in message.text for text in FORGIVEN) or "favicon.ico" in str(message.location)
+        allowed = "favicon.ico" in str(message.location)
         if message.type == "error" and not allowed:
             self.faults.append(f"console error: {message.text}")
 

@@ -40,7 +40,7 @@ from tutor.book import pages
 from tutor.book.markup import slug
 
 MOST_BYTES = 60 * 1024 * 1024
-SKIP = {"_build", "__pycache__", ".ipynb_checkpoints", "make_papers.py"}
+SKIP = {"_build", "__pycache__", ".ipynb_checkpoints", "make_papers.py", "make_stills.py"}
 WIDGET_VIEW, WIDGET_STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 
 # Lines of Sphinx and of the kernel that say nothing to a reader.

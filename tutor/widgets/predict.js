@@ -1,4 +1,4 @@
-// A prediction: choices first, the measured answer after. State: chosen (-1: not yet).
+// A prediction: choices first, the measured answer after. State: chosen (-1: not yet). `themeOf` is in shared.js, above.
 
 /** The verdict in words; pure, tested under node. */
 export function verdict(choices, answer, chosen) {
@@ -43,9 +43,17 @@ function render({ model, el }) {
       reveal.append(make("strong", {}, verdict(model.get("choices"), answer, chosen)), " ", model.get("because"));
     }
   }
+  const retheme = () => { root.dataset.theme = themeOf(root); };
+  const watcher = new MutationObserver(retheme);
+  watcher.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme", "theme", "class"] });
+  watcher.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "class"] });
   model.on("change:chosen", draw);
+  retheme();
   draw();
-  return () => model.off("change:chosen", draw);
+  return () => {
+    watcher.disconnect();
+    model.off("change:chosen", draw);
+  };
 }
 
 export default { render };

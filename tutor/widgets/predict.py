@@ -7,6 +7,8 @@ from pathlib import Path
 import anywidget
 import traitlets as t
 
+from tutor.widgets.base import module_source, style_source
+
 HERE = Path(__file__).parent
 
 
@@ -17,8 +19,8 @@ class Predict(anywidget.AnyWidget):
         ValueError: fewer than two choices, or `answer` is not the index of one.
     """
 
-    _esm = HERE / "predict.js"
-    _css = (HERE / "shared.css").read_text("utf-8") + "\n" + (HERE / "predict.css").read_text("utf-8")
+    _esm = module_source("predict")
+    _css = style_source("predict")
 
     question = t.Unicode().tag(sync=True)
     choices = t.List(t.Unicode()).tag(sync=True)

@@ -19,7 +19,7 @@ const rowLabel = ({ trace, step }) => (trace.subject.rows || [])[step] || `row $
 export default figure({
   name: "token_strip",
   mount(ctx) {
-    const text = h("div", { class: "tw-text" });
+    const text = h("div", { class: "tw-text", tabindex: "0" });        // it scrolls, so keys must reach it
     ctx.stage.append(text);
     let spans = [], cursor = -1;
 
