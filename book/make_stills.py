@@ -14,9 +14,10 @@ HERE = Path(__file__).resolve().parent / "assets" / "still"
 def attention_grid() -> str:
     capture = tutor.data.capture("reference_4096")
     layer, first = capture.layers[-1], slice(0, 384)
-    trace = grid_trace(capture.q(layer)[:, :, first], capture.k(layer)[:, :, first], capture.tokens[first], [(layer, 0)])
+    q, k = capture.q(layer)[:, :, first], capture.k(layer)[:, :, first]
+    trace = grid_trace(q, k, capture.tokens[first], [(layer, 0)])
     figure = AttentionGrid(trace, step=300, title="One head of the real model reads the Python language reference",
-                           caption="Most of this head's attention rests on the first token, a sink; the rest goes to a few words.")
+                           caption="Most of this head's attention rests on the first token, a sink; little is left for words.")
     return figure.still()
 
 

@@ -220,7 +220,7 @@ def test(
 
 
 @app.command()
-def book(execute: Annotated[bool, typer.Option(help="Run the notebooks; without it, they are shown without outputs.")] = True) -> None:
+def book(execute: Annotated[bool, typer.Option(help="Run the notebooks; else they show no outputs.")] = True) -> None:
     """Build the site into book/_build/html."""
     _run(sys.executable, "-m", "tutor.book.build", *([] if execute else ["--no-execute"]))
 
