@@ -96,7 +96,7 @@ def test_any_hugging_face_llama_opens(tmp_path, how):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"model_type": "qwen2"}, "'qwen2'.*tutor.attach"),
+    ({"model_type": "qwen2"}, "'qwen2'.*give the folder of a model of the Llama"),
     ({"attention_bias": True}, "biases"),
     ({"hidden_act": "gelu"}, "biases or an activation"),
     ({"hidden_size": 32}, "config.json asks for"),

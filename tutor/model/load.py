@@ -128,11 +128,11 @@ def _config(settings: dict[str, Any], *, name: str) -> tuple[Any, dict | None]:
 
     kind = settings.get("model_type")
     if kind != "llama":
-        raise ValueError(f"model_type is {kind!r}; tutor.load opens 'llama'. For other models use tutor.attach on "
-                         "a transformers model")
+        raise ValueError(f"model_type is {kind!r}; tutor.load opens 'llama' only; give the folder of a model "
+                         "of the Llama architecture, or none for the shared one")
     if settings.get("attention_bias") or settings.get("mlp_bias") or settings.get("hidden_act", "silu") != "silu":
         raise ValueError("this Llama has biases or an activation other than 'silu', which tutor.load does not read; "
-                         "use tutor.attach on a transformers model")
+                         "give a Llama without them, or no path for the shared model")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     n_heads, eos, ours = settings["num_attention_heads"], settings.get("eos_token_id"), settings.get("tutor", {})
     config = Config(
