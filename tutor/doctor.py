@@ -63,7 +63,7 @@ def examine() -> list[dict[str, Any]]:
 def _model() -> str | None:
     from tutor.model.load import available, find
 
-    return str(find() or os.environ.get("TUTOR_MODEL")) if available() else None
+    return str(os.environ.get("TUTOR_MODEL") or find()) if available() else None      # the order of tutor.load
 
 
 def _encoder() -> str | None:
