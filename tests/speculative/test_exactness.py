@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.museum.speculative import planted
+from tutor import catalog
 from tutor.speculative.chooser import RandomChooser, every_run
 from tutor.speculative.stats import (
     TableModel,
@@ -54,6 +55,15 @@ def test_chain_emits_the_target_law(vocabulary, gamma, seed):
     p, q = tables(vocabulary, seed)
     for rule in (Chain(), Match(), Recursive()):
         assert bias(rule, p, sample_chain(q, gamma), gamma + 1) < EXACT
+
+
+@pytest.mark.parametrize("name", [m.name for m in catalog.methods("speculative") if "verifier" in m.flags])
+def test_every_verifier_of_the_catalog_is_exact_or_says_that_it_is_not(name):
+    method = catalog.get("speculative", name)
+    p, q = tables(4, seed=10)
+    found = bias(method.build(), p, sample_chain(q, 2), 3)
+    assert ("lossless" in method.flags) != ("lossy" in method.flags)
+    assert found < EXACT if "lossless" in method.flags else found > BIASED
 
 
 @pytest.mark.parametrize("shape", [(2,), (3,), (2, 1), (2, 2)], ids=str)
