@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("myst_nb", reason="the book extra is not installed")
 import plotly.graph_objects as go
 
-from tests.browser import browser, open_page, served  # noqa: F401
+from tests.browser import served
 from tutor.book.plotly_mime import MIME, PlotlyRenderer, figure_html
 
 ROOT = Path(__file__).resolve().parents[2]
