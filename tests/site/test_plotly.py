@@ -49,7 +49,7 @@ def test_no_text_of_a_figure_can_end_the_script_tag():
 
 
 @pytest.mark.browser
-def test_the_page_draws_it_and_follows_the_theme(tmp_path, open_page):  # noqa: F811
+def test_the_page_draws_it_and_follows_the_theme(tmp_path, open_page):
     shutil.copy(ROOT / "book" / "assets" / "plotly-init.js", tmp_path)
     (tmp_path / "vendor").mkdir()
     shutil.copy(Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js", tmp_path / "vendor")
