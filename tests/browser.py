@@ -34,14 +34,17 @@ def missing(why: str) -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
     except ImportError:
         missing("the Python package playwright is not installed")
     path = find()
     if path is None:
         missing("none was found")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
+        try:
+            chromium = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
+        except Error as error:                         # found, but system libraries are missing
+            missing(f"{path} does not start ({str(error).splitlines()[0]})")
         yield chromium
         chromium.close()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def path(*parts: str) -> Path:
-    """Path of a shipped data file: `path("captures", "reference_4096.safetensors")`.
+    """Path of a shipped data file: `path("ann", "docstrings_2k.json")`.
 
     Looked for in `TUTOR_DATA`, beside the package in a checkout, then in the installed `share/tutor/data`.
 

@@ -10,7 +10,7 @@ from tutor.catalog import FAMILIES, LESSON_FOLDERS
 
 FOLDERS = {"attention": "attention/methods", "kvcache": "kvcache/policies", "speculative": "speculative/draft"}
 
-METHOD = '''"""{title}: one sentence that says what it does and why.
+HEAD = '''"""{title}: one sentence that says what it does and why.
 
 Idea        What is the observation?
 Rule        What exactly is computed?
@@ -21,7 +21,94 @@ Differs     What differs from the paper? "None" is a proud answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+'''
+
+# What a method of each family starts from: the base class whose contract tests find it by themselves.
+BODIES = {
+    "attention": '''from dataclasses import dataclass, replace
+
+from tutor.attention.dense import check_qkv
+from tutor.attention.selection import Selector, need
+from tutor.catalog import method
+
+
+@method("{name}", "{family}", "{title}", paper="", flags=("selector", "rowwise", "monotone"),
+        grid=tuple({{"budget": n}} for n in (64, 256, 1024)))
+@dataclass(frozen=True)
+class {cls}(Selector):
+    """One line; then the parameters with their units and the paper's defaults."""
+
+    budget: int = 64
+
+    def __post_init__(self):
+        need(self.budget, 1, "budget")
+
+    def select(self, q, k, *, v=None, pos_q=None, generator=None, trace=None):
+        check_qkv(q, k, v)
+        # end with: return finish(Selection.from_mask(mask, q, k, pos_q=pos_q), scored=…, trace=trace)
+        raise RuntimeError("choose keys here")
+
+    def full(self, keys):
+        return replace(self, budget=keys)
+''',
+    "kvcache": '''from dataclasses import dataclass
+from typing import ClassVar
+
+from tutor.catalog import method
+from tutor.kvcache.policy import Policy
+
+
+@method("{name}", "{family}", "{title}", paper="")
+@dataclass(frozen=True)
+class {cls}(Policy):
+    """One line; then the parameters with their units and the paper's defaults."""
+
+    name: ClassVar[str] = "{name}"
+    budget: int = 64
+
+    def score(self, rows, observation, budget):
+        raise RuntimeError("return the importance of every row (B, Hkv, S); larger stays longer, inf is protected")
+''',
+    "speculative": '''from dataclasses import dataclass
+
+from tutor.catalog import method
+from tutor.speculative.draft.base import FreeDrafter, check_budget
+
+
+@method("{name}", "{family}", "{title}", paper="", flags=("lossless", "drafter"))
+@dataclass
+class {cls}(FreeDrafter):
+    """One line; then the parameters with their units and the paper's defaults."""
+
+    budget: int = 64
+    name = "{name}"
+
+    def propose(self, context, pending, budget):
+        check_budget(budget)
+        # end with a tree whose root is the pending token: return TokenTree.chain(pending, tokens[:budget])
+        raise RuntimeError("propose tokens here")
+''',
+    "ann": '''from dataclasses import dataclass
+
+from tutor.ann.base import Index
+from tutor.catalog import method
+
+
+@method("{name}", "{family}", "{title}", paper="")
+@dataclass(eq=False)
+class {cls}(Index):
+    """One line; then the parameters with their units and the paper's defaults."""
+
+    budget: int = 64
+
+    def _build(self, progress):
+        raise RuntimeError("build from self.X (N, d) and self.metric here")
+
+    def _search_one(self, q, k, trace):
+        raise RuntimeError("return the k nearest rows of q as an Answer: ids, distances, Cost(ndist=…)")
+''',
+}
+OTHER = '''from dataclasses import dataclass
 
 from tutor.catalog import method
 
@@ -32,10 +119,6 @@ class {cls}:
     """One line; then the parameters with their units and the paper's defaults."""
 
     budget: int = 64
-
-    def __post_init__(self):
-        if self.budget < 1:
-            raise ValueError(f"budget must be >= 1; got {{self.budget}}")
 '''
 
 CLAIM = '''"""Claims about {name}."""
@@ -106,7 +189,7 @@ def write_method(root: Path, name: str, family: str) -> list[Path]:
         "nbformat_minor": 5,
     }
     files = {
-        root / "tutor" / folder / f"{name}.py": METHOD.format(**values),
+        root / "tutor" / folder / f"{name}.py": HEAD.format(**values) + BODIES.get(family, OTHER).format(**values),
         root / "tutor" / "claims" / f"{family}_{name}.py": CLAIM.format(**values),
         root / "tests" / family / f"test_{name}.py": TEST.format(**values),
         root / "notebooks" / LESSON_FOLDERS[family] / f"method_{name}.ipynb": json.dumps(notebook, indent=1, ensure_ascii=False)

@@ -128,3 +128,12 @@ def test_the_other_errors():
         attend(q, k, v, mask=torch.zeros(4, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="one whole number per query row"):
         attend(q, k, v, pos_q=torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_attention_refuses_nan_when_asked(bad):
+    x = torch.zeros(1, 1, 3, 4)
+    broken = x.clone()
+    broken[0, 0, 1, 2] = bad
+    with pytest.raises(ValueError, match="v holds NaN or infinity"):
+        attend(x, x, broken, check=True)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -45,25 +46,19 @@ def test_an_unknown_claim_is_told_in_one_line():
     assert done.stderr.startswith("tutor: no claim 'h2o.makes-coffee'") and "Traceback" not in done.stderr
 
 
-def test_new_method_writes_four_files_whose_test_fails_until_filled_in(tmp_path):
-    for folder in ("tutor/attention/methods", "tutor/claims", "tests/attention", "notebooks/10_attention"):
-        (tmp_path / folder).mkdir(parents=True)
-    for package in ("tutor", "tutor/attention", "tutor/attention/methods", "tutor/claims"):
-        (tmp_path / package / "__init__.py").touch()
-    for file in ("catalog.py", "claim.py"):
-        (tmp_path / "tutor" / file).write_bytes((root() / "tutor" / file).read_bytes())
-    files = write_method(tmp_path, "strided", "attention")
+@pytest.mark.parametrize("family", ["attention", "kvcache", "speculative", "ann", "compress"])
+def test_new_method_writes_four_files_whose_test_fails_until_filled_in(tmp_path, family):
+    shutil.copytree(root() / "tutor", tmp_path / "tutor", ignore=shutil.ignore_patterns("__pycache__"))
+    files = write_method(tmp_path, "newcomer", family)
     assert len(files) == 4 and all(path.is_file() for path in files)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/attention/test_strided.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    assert done.returncode == 1 and "fill in tests/attention/test_strided.py" in done.stdout, done.stdout + done.stderr
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = lambda *command: subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, env=env)
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{family}/test_newcomer.py")
+    assert done.returncode == 1 and f"fill in tests/{family}/test_newcomer.py" in done.stdout, done.stdout + done.stderr
+    listed = run("-c", f"from tutor import catalog; print([m.name for m in catalog.methods({family!r})])")
+    assert "'newcomer'" in listed.stdout, listed.stderr
     with pytest.raises(ValueError, match="is taken"):
-        write_method(tmp_path, "strided", "attention")
+        write_method(tmp_path, "newcomer", family)
 
 
 @pytest.mark.parametrize(

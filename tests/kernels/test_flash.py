@@ -184,3 +184,9 @@ def test_tuned_block_sizes_on_a_gpu(dtype, poison):
     part, ref, eager = flash_attention(q, k, v), attend(q, k, v), attend(q, k, v, dtype=dtype)
     assert_within(part.o, eager.o, ref.o, dtype)
     assert_within(part.lse, eager.lse, ref.lse, dtype, "lse")
+
+
+def test_the_kernel_refuses_nan_when_asked():
+    x = torch.zeros(1, 1, 16, 16)
+    with pytest.raises(ValueError, match="k holds NaN or infinity"):
+        flash_attention(x, torch.full_like(x, float("nan")), x, check=True)

@@ -85,7 +85,7 @@ def kmeans(X: Any, k: int, *, iters: int = 25, init: str = "k-means++", seed: in
         C = X[np.sort(rng.choice(N, k, replace=False))]
         dots = 0
     else:
-        C, dots = _plus_plus(X, k, w, rng), N * k
+        C, dots = _plus_plus(X, k, w, rng), N * (k - 1)
     labels, gap = assign(X, C)
     if balance:
         labels, gap = _assign_balanced(X, C, labels, w, balance)

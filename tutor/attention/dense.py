@@ -21,7 +21,8 @@ from tutor.attention.partial import Partial, from_logits
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: Tensor | None = None,
-           scale: float | None = None, dtype: torch.dtype = torch.float64, pos_q: Tensor | None = None) -> Partial:
+           scale: float | None = None, dtype: torch.dtype = torch.float64, pos_q: Tensor | None = None,
+           check: bool = False) -> Partial:
     """Exact attention.
 
     Args:
@@ -30,9 +31,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: Tensor
         scale: factor of the dot products; `1 / sqrt(D)` unless given.
         dtype: what everything is computed in.
         pos_q: `(T,)` positions of the query rows, `S - T + t` unless given.
+        check: refuse NaN and infinities (one more pass over the inputs).
     """
+    check_qkv(q, k, v, check=check)
     s = logits(q, k, causal=causal, mask=mask, scale=scale, dtype=dtype, pos_q=pos_q)        # (B, Hq, T, S)
-    check_qkv(q, k, v)
     part = from_logits(stack_groups(s, k.shape[1]), v.to(dtype))                            # (B, Hkv, G*T, Dv)
     return Partial(part.o.reshape(*q.shape[:-1], -1), part.lse.reshape(q.shape[:-1]))
 

@@ -35,6 +35,7 @@ CLAIMS = (
         expected=Expected("in_part", {
             "h2o": Number(1.05, 1.2), "window": Number(1.6, 2.7), "sinks_window": Number(1, 1.13)},
             date="2026-11-23", machine="2-core laptop-class CPU"),
-        stops="Against a window with sinks, which the paper does not compare with, there is no advantage on this text.",
+        stops="Against a window with sinks, which the paper does not compare with, there is no advantage on this text: calls of "
+              "16 rows put H2O ahead at 64 rows, token by token it is behind.",
     ),
 )

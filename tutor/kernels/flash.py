@@ -33,18 +33,19 @@ WIDEST = 256
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None,
-                    block_m: int | None = None, block_n: int | None = None) -> Partial:
+                    block_m: int | None = None, block_n: int | None = None, check: bool = False) -> Partial:
     """Exact attention; the same as `tutor.attention.dense.attend`, in the dtype of the inputs with float32 sums.
 
     Args:
         q, k, v: `(B, Hq, T, D)`, `(B, Hkv, S, D)`, `(B, Hkv, S, Dv)`; D and Dv up to 256; any strides.
         causal: bottom-right aligned, query row t stands at S - T + t; rows before the first key give 0 and `-inf`.
         block_m, block_n: queries and keys of a tile, powers of two >= 16; chosen by measuring on a GPU unless given.
+        check: refuse NaN and infinities (one more pass over the inputs).
 
     Returns:
         `Partial` with o in the dtype of q and lse in float32.
     """
-    check_qkv(q, k, v)
+    check_qkv(q, k, v, check=check)
     if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
         raise ValueError(f"q, k and v must share one dtype of float32, float16, bfloat16; got {q.dtype}, {k.dtype}, "
                          f"{v.dtype}. The float64 truth is tutor.attention.dense.attend")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 
 def verifier(name):
-    """A verifier by name ("chain", "match", "recursive"), or the object itself."""
-    from tutor.speculative.verify.chain import Chain
-    from tutor.speculative.verify.match import Match
-    from tutor.speculative.verify.recursive import Recursive
+    """A verifier by its catalog name ("chain", "match", "recursive", …), or the object itself."""
+    from tutor import catalog
 
     if not isinstance(name, str):
         return name
-    known = {"chain": Chain, "match": Match, "recursive": Recursive}
+    known = {m.name: m for m in catalog.methods("speculative") if "verifier" in m.flags}
     if name not in known:
         raise ValueError(f"verify must be 'auto', {', '.join(map(repr, known))} or a verifier object; got {name!r}")
-    return known[name]()
+    return known[name].build()
 
 
 def choose(tree):
