@@ -115,7 +115,8 @@ class Card:
 
     def lines(self) -> list[tuple[str, str]]:
         c, e = self.claim, self.claim.expected
-        numbers = "; ".join(f"{name.replace('_', ' ')} {n.low:g} to {n.high:g} {n.unit}".strip() for name, n in e.numbers.items())
+        span = lambda n: f"{n.low:g}" if n.low == n.high else f"{n.low:g} to {n.high:g}"
+        numbers = "; ".join(f"{name.replace('_', ' ')}: {span(n)} {n.unit}".strip() for name, n in e.numbers.items())
         rows = [("The paper says", f"{c.paper_says} ({c.where})"), ("We measured", f"{numbers} ({e.date}, {e.machine})"),
                 ("Verdict", self.MARKS[c.status]), ("Where it stops", c.stops)]
         if self.found is not None:

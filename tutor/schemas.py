@@ -213,7 +213,9 @@ def _describe_frontier(trace: Trace, step: int) -> str:
     x, y = trace.arrays["x"][mine], trace.arrays["y"][mine]
     s = trace.subject
     best = int(np.argmin(y) if s.get("better") == "low" else np.argmax(y))
-    return (f"{s['names'][step]}: from {s['x_label']} {x.min():.3g} to {x.max():.3g}; best {s['y_label']} "
+    if len(x) == 1:
+        return f"{s['names'][step]}: {s['y_label']} {y[0]:.3g} at {s['x_label']} {x[0]:.3g}."
+    return (f"{s['names'][step]}: {s['x_label']} from {x.min():.3g} to {x.max():.3g}; best {s['y_label']} "
             f"{y[best]:.3g} at {x[best]:.3g}.")
 
 

@@ -85,7 +85,7 @@ def test_the_frontier_as_a_figure(tmp_path):
     again = Trace.load(trace.save(tmp_path / "frontier.safetensors"))
     assert again.subject["names"] == ["window", "oracle_topk"] and again.steps == 2 and again.subject["better"] == "low"
     assert (again.arrays["x"][again.arrays["series"] == 1] > 1).all()
-    assert "oracle_topk: from" in again.describe(1)
+    assert "oracle_topk: share of keys scored + read from" in again.describe(1)
     assert np.isin(table.to_trace().arrays["y"], np.float32([p["mass"] for p in table.points])).all()
     with pytest.raises(ValueError, match="x must be one of"):
         table.to_trace(x="seconds")
