@@ -97,10 +97,10 @@ def test_more_fast_memory_never_costs_words_and_no_run_beats_the_bound(way, n, d
 def test_tiles_fit_and_no_larger_ones_do(n, d, more):
     M = 4 * d + 3 + more
     br, bc = flash_tiles("flash2", n, d, M)
-    assert flash_words(br, bc, d) <= M and (br == n or flash_words(br + 1, 1, d) > M)
+    assert min(br, bc) >= 1 and flash_words(br, bc, d) <= M and (br == n or flash_words(br + 1, 1, d) > M)
     assert bc == n or flash_words(br, bc + 1, d) > M
     br, bc = flash_tiles("flash1", n, d, M, blocks="strict")
-    assert flash_words(br, bc, d) <= M and (bc == n or flash_words(1, bc + 1, d) > M)
+    assert min(br, bc) >= 1 and flash_words(br, bc, d) <= M and (bc == n or flash_words(1, bc + 1, d) > M)
     t = square_tile(n, d, M)
     assert 3 * t * t + 2 * t <= M and (t == n or 3 * (t + 1) ** 2 + 2 * (t + 1) > M)
 
