@@ -1,0 +1,225 @@
+"""Schedules of a decoding step: every tile once, equal shares, and the same numbers as dense attention."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tutor.attention.dense import attend
+from tutor.attention.methods.flash import Flash
+from tutor.attention.methods.lean import (
+    Lean,
+    Piece,
+    fixups,
+    floor_makespan,
+    lean_makespan,
+    makespan,
+    occupancy,
+    run,
+    schedule,
+    tiles_of,
+)
+from tutor.attention.methods.split_k import SplitK, best_splits, run_splits, split_makespan, split_schedule
+from tutor.attention.partial import Partial
+from tutor.attention.patch import delta_nll
+from tutor.model.llama import tiny_llama
+
+COVERS = ("attention.lean", "attention.split_k")
+
+RAGGED = st.lists(st.integers(0, 9), min_size=1, max_size=8)
+WORKERS = st.integers(1, 14)
+
+
+def make(seed=0, b=3, hq=4, hkv=2, t=1, s=11, d=4, dv=3):
+    g = torch.Generator().manual_seed(seed)
+    sizes = ((hq, t, d), (hkv, s, d), (hkv, s, dv))
+    return [torch.randn(b, h, n, w, generator=g, dtype=torch.float64) for h, n, w in sizes]
+
+
+def close(part, want, tol=1e-12):
+    torch.testing.assert_close(part.o, want.o, rtol=0, atol=tol)
+    torch.testing.assert_close(part.lse, want.lse, rtol=0, atol=tol)
+
+
+def dense_by_request(q, k, v, lengths):
+    parts = [attend(q[b:b + 1], k[b:b + 1, :, :n], v[b:b + 1, :, :n]) for b, n in enumerate(lengths)]
+    return Partial(torch.cat([part.o for part in parts]), torch.cat([part.lse for part in parts]))
+
+
+def each_tile(pieces):
+    return sorted((piece.output, tile) for piece in pieces for tile in range(piece.first, piece.last))
+
+
+# --------------------------------------------------------------------------------------------------- on paper
+
+def test_shares_by_hand():
+    # Outputs of 2, 0 and 5 tiles: 7 tiles for 3 workers, shares of ceil(7/3) = 3, then 2 and 2.
+    # Worker 0 runs the whole of output 0 and hosts output 2; workers 1 and 2 go on with it.
+    assert schedule([2, 0, 5], 3) == [
+        Piece(0, 0, 0, 2, host=True, finishing=True), Piece(0, 2, 0, 1, host=True, finishing=False),
+        Piece(1, 2, 1, 3, host=False, finishing=False), Piece(2, 2, 3, 5, host=False, finishing=True)]
+
+
+def test_splits_by_hand():
+    # Two outputs of 4 tiles in 3 splits of ceil(4/3) = 2: the third is empty. Four blocks on three workers:
+    # the fourth waits for worker 0, which is busy 4 units; 8 tiles in 3 * 4 worker units.
+    pieces = split_schedule([4, 4], 3, 3)
+    assert [(p.worker, p.output, p.first, p.last) for p in pieces] == [(0, 0, 0, 2), (1, 0, 2, 4), (2, 1, 0, 2), (0, 1, 2, 4)]
+    assert makespan(pieces) == split_makespan(2, 4, 3, 3) == 4
+    assert occupancy(pieces, 3) == pytest.approx(8 / 12)
+    assert lean_makespan(2, 4, 3) == makespan(schedule([4, 4], 3)) == 3
+    # Five tiles in 4 splits of 2 are 2 + 2 + 1: on two workers 3 units, where whole waves would take 2 * 2.
+    assert makespan(split_schedule([5], 4, 2)) == 3 < split_makespan(1, 5, 4, 2)
+    # Contexts of 3, 1, 1, 1 tiles in one split on two workers: the three short ones follow each other on worker 1.
+    assert [p.worker for p in split_schedule([3, 1, 1, 1], 1, 2)] == [0, 1, 1, 1]
+
+
+def test_a_host_merges_the_workers_after_it_by_hand():
+    # Logits log 1, log 2, log 5 and values 8, 4, 0, a tile and a worker each: (1*8 + 2*4 + 5*0) / 8 = 2, log 8.
+    q = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    k = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).log().reshape(1, 1, 3, 1)
+    v = torch.tensor([8.0, 4.0, 0.0], dtype=torch.float64).reshape(1, 1, 3, 1)
+    for method in (Lean(3, 1), SplitK(3, 1, 3)):
+        part = method.attend(q, k, v)
+        assert part.o.item() == pytest.approx(2.0) and part.lse.item() == pytest.approx(math.log(8))
+
+
+def test_how_many_splits_by_hand():
+    assert best_splits(87, 64, 108) == 1 < best_splits(86, 64, 108)      # 86.4 outputs fill 80 % of 108 workers
+    assert best_splits(4, 8, 8) == 2                                     # 4 outputs fill half, 8 blocks all of it
+    # 5 outputs of 4 tiles on 8 workers: 1, 2, 4 splits fill 5/8, 10/16, 20/24. Three would fill 15/16, but its splits
+    # are as long as those of two.
+    assert best_splits(5, 4, 8) == 4
+    assert best_splits(1, 1, 108) == best_splits(1, 0, 108) == 1
+    # Of at most 128 splits of 1000 tiles, 125 is the last that shortens one (to 8 tiles); 112 (to 9) fill 85 % as much.
+    assert best_splits(1, 1000, 1000) == 112
+
+
+def test_words_by_hand():
+    # 5 keys of 2 + 3 words = 25. Two rows. Two pieces read 2 words of q a row, one partial of 4 words is written and
+    # read, the output of 4 words written: 2 * (4 + 8 + 4) = 32. Three splits: 2 * (3*2 + 3*8 + 4) = 68.
+    q, k, v = make(b=1, hq=2, hkv=1, s=5, d=2, dv=3)
+    lean, split, whole = Lean(2, 2).cost(q, k, v), SplitK(2, 2, 3).cost(q, k, v), SplitK(2, 2, 1).cost(q, k, v)
+    assert (lean["words"], lean["flops"], lean["tiles"], lean["loaded"]) == (25 + 32, 100, 3, 5)
+    assert (split["words"], split["flops"], split["tiles"]) == (25 + 68, 100, 3)
+    assert whole["words"] == 25 + 2 * (2 + 4)                            # one piece an output stores no partial
+
+
+# -------------------------------------------------------------------------------------------------- properties
+
+@settings(max_examples=150, deadline=None)
+@given(tiles=RAGGED, workers=WORKERS)
+def test_every_tile_is_assigned_once_in_shares_that_differ_by_one_at_most(tiles, workers):
+    pieces = schedule(tiles, workers)
+    assert each_tile(pieces) == [(o, j) for o, t in enumerate(tiles) for j in range(t)]
+    loads = [sum(p.tiles for p in pieces if p.worker == w) for w in range(workers)]
+    assert max(loads) - min(loads) <= 1 and loads == sorted(loads, reverse=True)
+    assert makespan(pieces) == math.ceil(sum(tiles) / workers)
+    for piece in pieces:
+        assert piece.tiles > 0
+        assert (piece.host, piece.finishing) == (piece.first == 0, piece.last == tiles[piece.output])
+
+
+@settings(max_examples=150, deadline=None)
+@given(tiles=RAGGED, workers=WORKERS)
+def test_one_scratch_slot_a_worker_is_enough(tiles, workers):
+    pieces = schedule(tiles, workers)
+    for worker in range(workers):
+        mine = [piece for piece in pieces if piece.worker == worker]
+        assert all(piece.host for piece in mine[1:])                     # only the first may start inside an output
+    assert fixups(pieces) <= max(workers - 1, 0)
+    assert [p.output for p in pieces] == sorted(p.output for p in pieces)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), lengths=st.lists(st.integers(0, 11), min_size=3, max_size=3), workers=WORKERS,
+       tile=st.integers(1, 12), splits=st.integers(0, 6), t=st.sampled_from([1, 3]))
+def test_any_schedule_of_ragged_requests_equals_dense(seed, lengths, workers, tile, splits, t):
+    q, k, v = make(seed, t=t)
+    want = dense_by_request(q, k, v, lengths)
+    close(Lean(workers, tile).attend(q, k, v, lengths=lengths), want)
+    close(SplitK(workers, tile, splits).attend(q, k, v, lengths=lengths), want)
+    shares = schedule(tiles_of(k, tile, lengths), workers)
+    close(run_splits(shares, q, k, v, tile=tile, lengths=lengths), want)
+
+
+@settings(max_examples=150, deadline=None)
+@given(outputs=st.integers(1, 20), tiles=st.integers(1, 24), splits=st.integers(1, 12), workers=WORKERS)
+def test_the_cost_models_are_what_the_schedules_count(outputs, tiles, splits, workers):
+    lean, split = schedule([tiles] * outputs, workers), split_schedule([tiles] * outputs, splits, workers)
+    assert each_tile(lean) == each_tile(split)
+    assert makespan(lean) == lean_makespan(outputs, tiles, workers)
+    assert makespan(split) <= split_makespan(outputs, tiles, splits, workers)
+    if tiles % splits == 0:
+        assert makespan(split) == split_makespan(outputs, tiles, splits, workers)
+    assert floor_makespan(outputs, tiles, workers) <= makespan(lean) <= makespan(split)
+    assert 0 < occupancy(split, workers) <= occupancy(lean, workers) <= 1
+
+
+# -------------------------------------------------------------------------------------------------- the edges
+
+def test_one_worker_is_the_fold_over_tiles():
+    q, k, v = make(1, s=23)
+    close(Lean(1, 5).attend(q, k, v), Flash(1, 5).attend(q, k, v), tol=1e-15)
+    assert fixups(Lean(1, 5).schedule(q, k)) == 0
+
+
+def test_more_workers_than_tiles_leaves_the_rest_idle():
+    q, k, v = make(2, b=1)
+    pieces = Lean(50, 4).schedule(q, k)                                  # 2 KV heads of 3 tiles
+    assert [piece.worker for piece in pieces] == list(range(6)) and makespan(pieces) == 1
+    assert occupancy(pieces, 50) == pytest.approx(6 / 50)
+    close(Lean(50, 4).attend(q, k, v), attend(q, k, v))
+
+
+@pytest.mark.parametrize("method", [Lean(5, 4), SplitK(5, 4, 2), SplitK(5, 4)], ids=["lean", "split", "chosen"])
+def test_an_empty_context_gives_zeros(method):
+    q, k, v = make(3)
+    part = method.attend(q, k, v, lengths=[0, 7, 0])
+    assert (part.o[[0, 2]] == 0).all() and (part.lse[[0, 2]] == float("-inf")).all()
+    close(Partial(part.o[1:2], part.lse[1:2]), attend(q[1:2], k[1:2, :, :7], v[1:2, :, :7]))
+    nothing = method.attend(q, k[:, :, :0], v[:, :, :0])
+    assert (nothing.o == 0).all() and method.schedule(q, k[:, :, :0]) == []
+    assert makespan([]) == 0 and occupancy([], 5) == 1
+
+
+def test_what_lies_behind_a_request_is_never_read():
+    q, k, v = make(4)
+    k[1, :, 6:], v[1, :, 6:] = float("nan"), float("nan")
+    for method in (Lean(4, 4), SplitK(4, 4, 2)):
+        assert torch.isfinite(method.attend(q, k, v, lengths=[11, 6, 2]).o).all()
+
+
+def test_the_model_predicts_the_same_with_any_schedule():
+    tiny, ids = tiny_llama(n_layers=2), torch.arange(24) % 23
+    for method in (Lean(3, 8), SplitK(3, 8, 2)):
+        assert abs(delta_nll(tiny, ids, method).delta) < 1e-5
+
+
+def test_a_schedule_that_does_not_fit_is_refused():
+    q, k, v = make(5, b=1, hq=1, hkv=1, s=8)
+    good = schedule([4], 2)
+    for pieces, told in (
+        (good[:1], "not covered"), (good[1:], "gap or an overlap"), ([*good, good[1]], "gap or an overlap"),
+        (schedule([5], 2), "do not exist"), ([Piece(0, 0, 0, 4, host=False, finishing=True)], "flagged"),
+        ([good[0], Piece(7, 0, 2, 4, host=False, finishing=True)], "worker 1 does not go on"),
+        (split_schedule([4], 4, 1), "one scratch slot"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run(pieces, q, k, v, tile=2)
+
+
+def test_bad_arguments_are_named():
+    q, k, v = make()
+    for call, told in (
+        (lambda: schedule([1, -1], 2), "tiles_per_output"), (lambda: schedule([1], 0), "workers"),
+        (lambda: Lean(tile=0), "tile"), (lambda: SplitK(splits=-1), "splits"),
+        (lambda: Lean().attend(q, k, v, lengths=[1, 2]), "lengths"),
+        (lambda: Lean().attend(q, k, v, lengths=[1, 2, 12]), "lengths"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
