@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -59,12 +60,14 @@ def run_all(open_page, address: str, token: str, notebook: str, *, timeout_s: in
     page = open_page(f"{address}/lab/tree/{notebook}?token={token}&reset", height=1000)
     page.set_default_timeout(1000 * timeout_s)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    for _ in range(3):
+    running = page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+    for _ in range(5):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         try:
-            page.locator(".tw[data-ready=true], .tw-predict").first.wait_for()
-            return page
+            running.first.wait_for(timeout=10_000)
         except TimeoutError:
-            seen = page.locator(".jp-Notebook").inner_text()
-    raise AssertionError(f"no figure appeared in JupyterLab:\n{seen}\n{page.watch.faults}")
+            continue
+        page.locator(".tw[data-ready=true], .tw-predict").first.wait_for()
+        return page
+    raise AssertionError(f"no cell ran in JupyterLab:\n{page.locator('.jp-Notebook').inner_text()}\n{page.watch.faults}")
