@@ -61,13 +61,26 @@ def run_all(open_page, address: str, token: str, notebook: str, *, timeout_s: in
     page.set_default_timeout(1000 * timeout_s)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     running = page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+    asked = []
     for _ in range(5):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
         try:
+            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=10_000)
+            page.get_by_text("Run All Cells", exact=True).click(timeout=10_000)
             running.first.wait_for(timeout=10_000)
         except TimeoutError:
+            asked += answer_dialog(page)
             continue
         page.locator(".tw[data-ready=true], .tw-predict").first.wait_for()
         return page
-    raise AssertionError(f"no cell ran in JupyterLab:\n{page.locator('.jp-Notebook').inner_text()}\n{page.watch.faults}")
+    notebook = page.locator(".jp-Notebook").inner_text()
+    raise AssertionError(f"no cell ran in JupyterLab; dialogs: {asked}\n{notebook}\n{page.watch.faults}")
+
+
+def answer_dialog(page) -> list[str]:
+    """Accepts what JupyterLab asks, as a user would (which kernel, when it is not up yet); returns what it asked."""
+    dialog = page.locator(".jp-Dialog")
+    if not dialog.count():
+        return []
+    words = dialog.first.inner_text()
+    dialog.first.locator(".jp-mod-accept").last.click(timeout=10_000)
+    return [words]

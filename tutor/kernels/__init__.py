@@ -13,10 +13,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 
-_KERNELS = ("flash",)
 _HARDWARE = ("roofline",)            # arithmetic only: needs no Triton
+_KERNELS = tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name not in _HARDWARE))
 
 __all__ = ["available", "interpreted", "require", *_KERNELS, *_HARDWARE]
 
