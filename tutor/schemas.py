@@ -220,3 +220,72 @@ def _describe_frontier(trace: Trace, step: int) -> str:
 
 
 register_schema(Schema("frontier/1", ("measured",), _describe_frontier, ("series", "x", "y", "lo", "hi")))
+
+
+# ---------------------------------------------------------------------------------------------------------- timeline
+# A step is one moment, `time[step]`: something starts or ends, or one load or store of a memory machine.
+#   lane   int32 (N,)      row of each interval           start, end  float32 (N,)  in subject["unit"], end >= start
+#   kind   int16 (N,)      index into INTERVALS           group  int32 (N,)  what it belongs to (head, request), -1: nothing
+#   time   float32 (steps,)  ascending                    marked uint8 (N,)  optional: outlined, subject["mark"] says why
+#   arrows int32 (E, 2)    optional: interval i hands its result to interval j
+#   level  float32 (steps,) optional: what is held after a step, under the line subject["capacity"]
+#   moved  float32 (steps,) optional: running total
+# events: kind, step, lane, interval (-1: none), words (of a transfer; 0 else)
+# subject: lanes = list of names; lane_word ("worker"), unit ("tiles"); optional: groups = list of names, group_word;
+#   labels = list of N short texts; colour = "group" | "kind"; mark, arrow (what they mean); capacity, level_label,
+#   moved_label. tutor.timeline.Timeline records all of it.
+#             word       colour         pattern   counts as busy
+INTERVALS = {"work": ("kept", "fill", True), "partial": ("candidate", "hatch", True), "merge": ("accepted", "dots", True),
+             "wait": ("evicted", "hollow", False), "held": ("kept", "fill", False), "read": ("query", "back", True),
+             "write": ("approximate", "bars", True), "draft": ("candidate", "back", True),
+             "verify": ("exact", "fill", True), "wasted": ("rejected", "cross", True)}
+_MOVES = {"loaded": "load", "stored": "store", "made": "make", "freed": "free"}
+_BUSY = np.array([busy for _, _, busy in INTERVALS.values()])
+
+
+def _amount(x: float) -> str:
+    whole, _, rest = f"{x:,.2f}".replace(",", " ").partition(".")
+    return f"{whole}.{rest}".rstrip("0").rstrip(".")
+
+
+def timeline_busy(trace: Trace, upto: float | None = None) -> float:
+    """Time that the lanes spent on intervals that count as busy, until `upto` (the end unless given), all lanes together."""
+    a = trace.arrays
+    end = a["end"].astype(np.float64) if upto is None else np.minimum(a["end"].astype(np.float64), upto)
+    return float((np.maximum(end - a["start"], 0) * _BUSY[a["kind"]]).sum())
+
+
+def _describe_timeline(trace: Trace, step: int) -> str:
+    a, s, now = trace.arrays, trace.subject, trace.at(step)
+    lanes, word, unit = s["lanes"], s["lane_word"], s["unit"]
+    kinds = ("started", "ended", "loaded", "stored", "made", "freed")
+    if "level" in a:
+        done = []
+        for kind, lane, interval, words in zip(now["kind"], now["lane"], now["interval"], now["words"]):
+            labels = s.get("labels")
+            name = labels[interval] if labels and interval >= 0 and labels[interval] else lanes[lane]
+            if kinds[kind] in _MOVES:
+                done.append(f"{_MOVES[kinds[kind]]} {name}" + (f" ({_amount(words)} words)" if words else ""))
+        room = f" of {_amount(s['capacity'])}" if s.get("capacity") else ""
+        text = f"Step {step + 1} of {trace.steps}: {', '.join(done) or 'nothing moves'}; {_amount(a['level'][step])}{room} "
+        text += s.get("level_label", "words in fast memory")
+        return text + (f", {_amount(a['moved'][step])} {s.get('moved_label', 'words moved')}." if "moved" in a else ".")
+    time, last = float(a["time"][step]), float(a["end"].max())
+    text = f"At {_amount(time)} of {_amount(last)} {unit}: "
+    share = timeline_busy(trace, time) / (len(lanes) * time) if time else 0.0
+    if time >= last:
+        return text + f"all is done; the {word}s were busy {_percent(share)} of the time."
+    running = (a["start"] <= time) & (time < a["end"])
+    busy = len(np.unique(a["lane"][running & _BUSY[a["kind"]]]))
+    waiting = len(np.unique(a["lane"][running & (a["kind"] == list(INTERVALS).index("wait"))]))
+    text += f"{busy} of {len(lanes)} {word}s busy"
+    if waiting:
+        text += f", {waiting} waiting"
+    handed = int((a["kind"][now["interval"][now["kind"] == 1]] == list(INTERVALS).index("partial")).sum())
+    if handed:
+        text += f"; {handed} partial{'s' if handed > 1 else ''} left for others"
+    return text + (f"; busy {_percent(share)} of the time so far." if time else ".")
+
+
+register_schema(Schema("timeline/1", ("started", "ended", "loaded", "stored", "made", "freed"), _describe_timeline,
+                       ("lane", "start", "end", "kind", "group", "time")))
