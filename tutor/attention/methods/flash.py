@@ -7,20 +7,30 @@ Rule        for each tile (i, j):  state_i <- merge(state_i, softmax over the ti
             A tile is skipped when all its keys lie beyond the last query of the block (causal), or by a block mask.
             order=2: for i, for j: one query block's state stays in fast memory until it is finished.
             order=1: for j, for i: a key block stays; every query block's state is read and written once per key block.
+Backward    what was not stored is made again: with L_i kept, a tile's weights are P = exp(S - L). Then with
+            D_i = dO_i·O_i - dL_i:  dV = P'dO,  dS = P * (dO V' - D),  dQ = scale dS K,  dK = scale dS'Q.
+            dL is what a later `merge` sends back. Two passes, one per key block (dK, dV), one per query block (dQ), so
+            that every sum has one owner: no atomics, the same bits each time.
 Cost        the same operations as dense attention, halved by the causal rule; extra memory one word per row.
             Words moved (one head, d wide): order 1 reads each key block once and moves 3d + 4 words per row and tile;
             order 2 moves 2d + 1 words per row and 2d per key and tile.
+            Backward: seven products per tile where forward has two (five, if one pass did both and dQ were added up in
+            slow memory, as in the paper: S and dO V' are made twice here).
 Paper       Dao et al. 2022, FlashAttention, sections 3.1 (algorithm 1: order 1) and 3.3 (block-sparse);
-            Dao 2024, FlashAttention-2, section 3.1 (order 2).
+            Dao 2024, FlashAttention-2, section 3.1 (order 2). Backward: Dao et al. 2022, appendix B (numbering
+            unverified).
 Differs     the running state is (o, log-sum-exp), joined by `merge`; the papers keep (o, m, l), and FlashAttention-2
             leaves o unnormalised until the end. Numbers agree to rounding; words are counted with their m and l.
-See also    tutor.kernels.flash (the same, fast), tutor.attention.partial (the merge); tests/attention/test_flash.py
+            The gradient of the log-sum-exp is ours: the paper's output is never merged. No dropout.
+See also    tutor.kernels.flash and flash_backward (the same, fast), tutor.attention.partial (the merge),
+            block_sparse_flash (lists of tiles for each head); tests/attention/test_flash.py, test_flash_backward.py
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,10 +81,7 @@ class Flash:
         for i, j in self.visits(plan):
             rows, keys = slice(i * self.br, (i + 1) * self.br), slice(j * self.bc, (j + 1) * self.bc)
             s = tile_logits(q[:, :, rows], k[:, :, keys], scale)                           # (B, Hq, br, bc)
-            if causal and plan[i, j] == MASKED:
-                s = s.masked_fill(~causal_mask(pos[rows] - keys.start, s.shape[3]), float("-inf"))
-            if block_mask is not None and block_mask.ndim == 4:
-                s = s.masked_fill(~block_mask[..., i, j][..., None, None], float("-inf"))
+            s = _masked(s, pos[rows] - keys.start, causal and plan[i, j] == MASKED, block_mask, i, j)
             tile = from_logits(stack_groups(s, k.shape[1]), v[:, :, keys])                 # (B, Hkv, G*br, Dv)
             tile = Partial(tile.o.reshape(*s.shape[:3], -1), tile.lse.reshape(s.shape[:3]))
             before, states[i] = states[i], merge(states[i], tile)
@@ -143,10 +150,67 @@ class Flash:
         trace.next_step()
 
 
+class Grads(NamedTuple):
+    """Gradients of q, k and v."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def flash_backward(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None = None, *,
+                   br: int = 64, bc: int = 64, causal: bool = True, scale: float | None = None,
+                   block_mask: Tensor | None = None, pos_q: Tensor | None = None) -> Grads:
+    """Gradients by hand, tile by tile, from what forward kept: its output and one log-sum-exp per row.
+
+    Args:
+        q, k, v, causal, scale, block_mask, pos_q: what `Flash.attend` was given; tiles may differ unless masked.
+        o, lse: its result, `(B, Hq, T, Dv)` and `(B, Hq, T)`.
+        do, dlse: gradients of both; dlse is zero unless the log-sum-exp was used, as `merge` uses it.
+    """
+    check_qkv(q, k, v)
+    for name, x, want in (("o", o, (*q.shape[:3], v.shape[3])), ("lse", lse, q.shape[:3]),
+                          ("do", do, (*q.shape[:3], v.shape[3])), ("dlse", dlse, q.shape[:3])):
+        if x is not None and x.shape != tuple(want):
+            raise ValueError(f"{name} must have shape {tuple(want)}, as the result of attend; got {tuple(x.shape)}")
+    flash, pos, kv_heads = Flash(br, bc), positions(q, k, pos_q), k.shape[1]
+    factor = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    plan = flash.plan(pos, k.shape[2], causal=causal, block_mask=block_mask)
+    delta = (do * o).sum(-1) - (0 if dlse is None else dlse)                               # (B, Hq, T)
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+
+    def tile(i: int, j: int):
+        """The weights of a tile, made again, and the gradient of its logits; heads of a group stacked, (B, Hkv, G*br, bc)."""
+        rows, keys = slice(i * br, (i + 1) * br), slice(j * bc, (j + 1) * bc)
+        s = tile_logits(q[:, :, rows], k[:, :, keys], scale)
+        s = _masked(s, pos[rows] - keys.start, causal and plan[i, j] == MASKED, block_mask, i, j)
+        p = stack_groups(torch.exp(s - finite(lse[:, :, rows])[..., None]), kv_heads)      # 0 where masked: never NaN
+        dp = stack_groups(do[:, :, rows], kv_heads) @ v[:, :, keys].transpose(-1, -2)
+        return rows, keys, p, p * (dp - stack_groups(delta[:, :, rows, None], kv_heads)) * factor
+
+    for i, j in Flash(br, bc, order=1).visits(plan):                                       # a key block at a time
+        rows, keys, p, ds = tile(i, j)
+        dv[:, :, keys] += p.transpose(-1, -2) @ stack_groups(do[:, :, rows], kv_heads)     # sums over the query heads
+        dk[:, :, keys] += ds.transpose(-1, -2) @ stack_groups(q[:, :, rows], kv_heads)
+    for i, j in flash.visits(plan):                                                        # a query block at a time
+        rows, keys, _, ds = tile(i, j)
+        dq[:, :, rows] += (ds @ k[:, :, keys]).reshape(dq[:, :, rows].shape)
+    return Grads(dq, dk, dv)
+
+
 def tile_logits(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     """Scaled dot products of one tile `(B, Hq, br, bc)`."""
     s = stack_groups(q, k.shape[1]) @ k.transpose(-1, -2)                                  # (B, Hkv, G*br, bc)
     return s.reshape(*q.shape[:3], -1) * (1 / math.sqrt(q.shape[3]) if scale is None else scale)
+
+
+def _masked(s: Tensor, pos: Tensor, causal: bool, block_mask: Tensor | None, i: int, j: int) -> Tensor:
+    """The logits of tile (i, j) with `-inf` where a key is not allowed; `pos` counts from the tile's first key."""
+    if causal:
+        s = s.masked_fill(~causal_mask(pos, s.shape[3]), float("-inf"))
+    if block_mask is not None and block_mask.ndim == 4:                                    # a mask for each head
+        s = s.masked_fill(~block_mask[..., i, j][..., None, None], float("-inf"))
+    return s
 
 
 def _sizes(length: int, block: int) -> list[int]:
