@@ -56,6 +56,24 @@ register_schema(Schema("attention.grid/1", ("selected",), _describe_grid,
                        ("q", "q_scale", "k", "k_scale", "kv_of", "lse", "overview")))
 
 
+# A step is one head, layer by layer: all heads of a model as small maps of n x n cells (head_browser).
+#   maps  uint8 (L*H, n(n+1)/2)       lower triangle, row by row: 255 * sqrt(mean probability / the largest of the row)
+#   kept  uint8 (M, L*H, bytes)       optional: bit of each such cell (first cell: highest bit), 1 if method m reads any pair
+#   mass, load  float32 (M, L*H)      with it: attention kept, and share of the allowed pairs that are read
+#   measures  float32 (K, L*H)        optional: shares in [0, 1]
+# params: cells (n); subject: tokens, layers (L names), heads (H), methods (M names), measures (K names)
+def _describe_heads(trace: Trace, step: int) -> str:
+    about, a = trace.subject, trace.arrays
+    told = [f"{name} {_percent(float(a['measures'][i, step]))}" for i, name in enumerate(about["measures"])]
+    told += [f"{name} keeps {_percent(float(a['mass'][i, step]))} of its attention with {_percent(float(a['load'][i, step]))} "
+             "of the pairs" for i, name in enumerate(about["methods"])]
+    where = f"Layer {about['layers'][step // about['heads']]}, head {step % about['heads']}"
+    return f"{where}: {'; '.join(told)}." if told else f"{where}."
+
+
+register_schema(Schema("attention.heads/1", ("surveyed",), _describe_heads, ("maps",)))
+
+
 # A step is one tile of a blocked attention (attention_grid draws the tiles over the scores).
 # events: kind, step, i, j (query block, key block), masked (bool, of "ran"); "updated" rows of one head: row, top (largest
 #   logit of the tile), lse (running, after the tile), rescale (what the older output was multiplied by)
@@ -77,6 +95,25 @@ def _describe_tiles(trace: Trace, step: int) -> str:
 
 
 register_schema(Schema("attention.tiles/1", ("ran", "skipped", "updated"), _describe_tiles, ("plan", "lse")))
+
+
+# A step is one round of a descent for one block of queries: stretches of keys are halved, the best halves stay.
+# events: kind, step, start, end (keys [start, end)), score (what the half's representative scored; raw dot product)
+#   score  float32 (S,)   largest dot product of each key with the block's queries, -inf where none may see it
+# subject: tokens
+def _describe_descent(trace: Trace, step: int) -> str:
+    now = trace.at(step)
+    kept = now["kind"] == ("kept", "dropped").index("kept")
+    size = (now["end"] - now["start"])[kept]
+    few, many = int(size.min()), int(size.max())
+    best = int(np.argmax(trace.arrays["score"]))
+    found = bool(((now["start"] <= best) & (best < now["end"]) & kept).any())
+    return (f"Round {step + 1} of {trace.steps}: {int(kept.sum())} of {len(kept)} halves stay, of "
+            f"{few if few == many else f'{few} to {many}'} keys each; key {_token(trace, best)}, the heaviest, is "
+            f"{'among them' if found else 'lost'}.")
+
+
+register_schema(Schema("attention.descent/1", ("kept", "dropped"), _describe_descent, ("score",)))
 
 
 # -------------------------------------------------------------------------------------------------------- token_strip
