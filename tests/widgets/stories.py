@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from tutor.timeline import KINDS, Timeline
 from tutor.trace import Recorder, Trace
 
 TEXT = """The lighthouse keeper wrote one line a day. On the first of March he wrote that the lamp was clean and the \
@@ -306,3 +307,44 @@ def lists_trace(nprobe: int = 3, k: int = 8, cells: int = 12, seed: int = 1) -> 
     return record.finish(
         result=result, cell=cell.astype(np.int32), centroid_xy=((centres - mean) @ axes.T).astype(np.float32), **arrays
     ), snapshots
+
+
+# ------------------------------------------------------------------------------------------------------------ timeline/1
+def memory_trace(rows: int = 4, columns: int = 4, words: int = 32, capacity: int = 144) -> Trace:
+    """A blocked product in a fast memory: for each row block Q and O come, for each column block K and V pass through."""
+    line = Timeline("flash", ["Q", "K", "V", "S", "O"], unit="moves", lane_word="buffer", capacity=capacity, group_word="tile")
+    level = moved = 0
+
+    def go(event: str, lane: str, label: str = "", i: int = -1) -> None:
+        nonlocal level, moved
+        level += {"loaded": words, "made": words // 2, "freed": -(words // 2 if lane == "S" else words), "stored": 0}[event]
+        moved += words * (event in ("loaded", "stored"))
+        told = 0 if event == "freed" else words // 2 if event == "made" else words
+        line.move(event, lane, told, level=level, moved=moved, label=label, group=i)
+
+    for i in range(rows):
+        go("loaded", "Q", f"Q{i}", i)
+        go("loaded", "O", f"O{i}", i)
+        for j in range(columns):
+            go("loaded", "K", f"K{j}", rows + j)
+            go("made", "S", f"S{i}{j}", i)
+            go("freed", "K")
+            go("loaded", "V", f"V{j}", rows + j)
+            go("freed", "S")
+            go("freed", "V")
+        go("stored", "O")
+        go("freed", "O")
+        go("freed", "Q")
+    return line.finish()
+
+
+def busy_trace(intervals: int = 16_384, lanes: int = 132, seed: int = 0) -> Trace:
+    """Many short intervals of every kind on many lanes, each lane nearly always busy."""
+    rng = np.random.default_rng(seed)
+    line = Timeline("lean", [f"worker {w}" for w in range(lanes)], unit="tiles")
+    times = np.zeros(lanes)
+    for i in range(intervals):
+        lane, long = i % lanes, float(rng.integers(1, 5))
+        line.interval(lane, times[lane], times[lane] + long, KINDS[int(rng.integers(0, 4))], group=int(times[lane] // 20))
+        times[lane] += long + float(rng.random() < 0.1)
+    return line.finish()

@@ -12,9 +12,11 @@ _PLACES = {
     "TokenStrip": "token_strip",
     "AttentionGrid": "attention_grid",
     "Frontier": "frontier",
+    "HeadBrowser": "head_browser",
     "CacheShelf": "cache_shelf",
     "TokenTree": "token_tree",
     "VectorMap": "vector_map",
+    "Timeline": "timeline",
     "TutorWidget": "base",
     "dial": "base",
 }

@@ -33,6 +33,8 @@ from tutor.attention.methods.flash import tile_logits
 from tutor.attention.partial import Partial, empty_like, from_logits, merge
 from tutor.catalog import method
 from tutor.cost import Cost
+from tutor.timeline import Timeline
+from tutor.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Lean:
         """Exact attention, in the dtype of `q`; `lengths` as in `run`."""
         return run(self.schedule(q, k, lengths=lengths), q, k, v, tile=self.tile, lengths=lengths, causal=causal,
                    scale=scale, pos_q=pos_q)
+
+    def trace(self, q: Tensor, k: Tensor, *, lengths: Sequence[int] | None = None, merge: float = 0.25) -> Trace:
+        """The schedule as a timeline; `merge` as in `trace_schedule`."""
+        return trace_schedule(self.schedule(q, k, lengths=lengths), self.workers, method="lean", merge=merge,
+                              names=names_of(k, lengths))
 
     def cost(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int] | None = None) -> Cost:
         """Tiles, operations and words of one run; a partial that is no host's is written once and read once."""
@@ -139,6 +146,55 @@ def run(pieces: Sequence[Piece], q: Tensor, k: Tensor, v: Tensor, *, tile: int =
                 part, reached = merge(part, more), after
             write(whole, piece.output, part, k.shape[1])
     return whole
+
+
+# --------------------------------------------------------------------------------------------------------- as a timeline
+
+def trace_schedule(pieces: Sequence[Piece], workers: int, *, method: str = "lean", merge: float = 0.25,
+                   second_pass: bool = False, names: Sequence[str] | None = None) -> Trace:
+    """A schedule as lanes and intervals, "timeline/1": a tile takes one unit of time, joining one stored partial `merge`.
+
+    Args:
+        second_pass: partials wait until all of them are stored, then the outputs' merges are dealt to the workers
+            (Flash-Decoding); else the host of an output merges, as soon as its own piece and the partials are done.
+        names: of the outputs; "head 0", "head 1" … unless given.
+    """
+    check_positive(workers=workers)
+    outputs = max((piece.output for piece in pieces), default=-1) + 1
+    line = Timeline(method, [f"worker {w}" for w in range(workers)], unit="tiles", params={"workers": workers, "merge": merge},
+                    groups=list(names or [f"head {o}" for o in range(outputs)]), group_word="head", mark="host of its head",
+                    arrow="leaves a partial for")
+    whole = {piece.output for piece in pieces if piece.host and piece.finishing}
+    free, hosts, stored = [0.0] * workers, {}, {}
+    for piece in pieces:
+        start, free[piece.worker] = free[piece.worker], free[piece.worker] + piece.tiles
+        alone = piece.output in whole
+        kept = alone or (piece.host and not second_pass)
+        at = line.interval(piece.worker, start, free[piece.worker], "work" if kept else "partial", group=piece.output,
+                           label=f"tiles {piece.first}-{piece.last - 1}" if piece.tiles > 1 else f"tile {piece.first}",
+                           marked=piece.host and not alone and not second_pass)
+        if not kept:
+            stored.setdefault(piece.output, []).append((at, free[piece.worker]))
+        elif not alone:
+            hosts[piece.output] = piece.worker
+    done = max(free, default=0.0)
+    for turn, (output, parts) in enumerate(stored.items()):
+        worker = turn % workers if second_pass else hosts[output]
+        ready = max(free[worker], done if second_pass else max(time for _, time in parts))
+        if ready > free[worker] and not second_pass:
+            line.interval(worker, free[worker], ready, "wait", group=output)
+        free[worker] = ready + merge * len(parts)
+        target = line.interval(worker, ready, free[worker], "merge", group=output)
+        for at, _ in parts:
+            line.arrow(at, target)
+    return line.finish()
+
+
+def names_of(k: Tensor, lengths: Sequence[int] | None = None) -> list[str]:
+    """Names of the outputs of `k (B, Hkv, S, D)`: the request is named where there are several."""
+    requests = len(check_lengths(k, lengths))
+    return [f"head {head}" if requests == 1 else f"request {b}, head {head}"
+            for b in range(requests) for head in range(k.shape[1])]
 
 
 # ----------------------------------------------------------------------------------------------------- counting, exactly

@@ -31,12 +31,15 @@ from tutor.attention.methods.lean import (
     check_positive,
     check_tiles,
     decode_cost,
+    names_of,
     tiles_of,
+    trace_schedule,
     write,
 )
 from tutor.attention.partial import Partial, empty_like, merge
 from tutor.catalog import method
 from tutor.cost import Cost
+from tutor.trace import Trace
 
 
 @method("split_k", "attention", "Flash-Decoding", paper="dao2023flashdecoding", flags=("attends", "exact", "schedule"),
@@ -65,6 +68,11 @@ class SplitK:
         """Exact attention, in the dtype of `q`; `lengths` as in `run_splits`."""
         return run_splits(self.schedule(q, k, lengths=lengths), q, k, v, tile=self.tile, lengths=lengths, causal=causal,
                           scale=scale, pos_q=pos_q)
+
+    def trace(self, q: Tensor, k: Tensor, *, lengths: Sequence[int] | None = None, merge: float = 0.25) -> Trace:
+        """The schedule as a timeline, the second pass after all splits; `merge` as in `lean.trace_schedule`."""
+        return trace_schedule(self.schedule(q, k, lengths=lengths), self.workers, method="split_k", merge=merge,
+                              second_pass=True, names=names_of(k, lengths))
 
     def cost(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int] | None = None) -> Cost:
         """Tiles, operations and words of one run; every partial of an output in several pieces is stored."""
