@@ -135,7 +135,7 @@ class HiP(Selector):
             """The largest product with the keys of one block of each half."""
             at = start if self.representative == "first" else start + (end - start) // 2
             key = (at[..., None] * self.bk + inside).flatten(1)                                           # (H, m * bk)
-            product = (queries @ keys[of, key.clamp(max=s - 1)].mT).masked_fill(~sees(key), float("-inf"))       # (H, rows, m * bk)
+            product = (queries @ keys[of, key.clamp(max=s - 1)].mT).masked_fill(~sees(key), float("-inf"))
             return product.amax(1).unflatten(1, (-1, self.bk)).amax(2)
 
         def mean(start: Tensor, end: Tensor):

@@ -20,9 +20,10 @@ Paper       Hooper et al. 2024, Squeezed Attention, section 4 (4.1 clustering, 4
 Differs     keys are clustered per KV head, and each query head chooses for itself; `share_heads` averages e over the
             query heads of a KV head (the code knows no grouped heads). `select` calibrates on the layer it is given;
             `calibrate` over many layers gives the paper's one number, passed as `threshold`. The window is read
-            without asking: the code gives it a score of 1 / queries. `sinks` reads the first keys, too (0 in the paper). And a query *inside* the prefix, which the paper
-            reads densely, is answered as if it were asked there: it reads its own last `window` keys, and of the kept
-            clusters the keys up to itself, which alone count in e; the centroids have seen the later keys, too.
+            without asking: the code gives it a score of 1 / queries. `sinks` reads the first keys, too (0 in the
+            paper). And a query *inside* the prefix, which the paper reads densely, is answered as if it were asked
+            there: it reads its own last `window` keys, and of the kept clusters the keys up to itself, which alone
+            count in e; the centroids have seen the later keys, too.
 See also    squeezed_hierarchical, tutor.ann.kmeans, tests/museum/attention/squeezed.py
 """
 
