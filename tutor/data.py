@@ -48,3 +48,18 @@ def capture(name: str = "reference_4096") -> Capture:
     from tutor.model.capture import Capture
 
     return Capture.load(path("captures", name))
+
+
+def result(name: str) -> dict:
+    """A recorded benchmark with its date: `result("attention-frontier")` is benchmarks/results/attention-frontier.json.
+
+    Raises:
+        ValueError: nobody has recorded it here; the message names the folders.
+    """
+    import json
+
+    places = [Path(__file__).resolve().parent.parent / "benchmarks" / "results", Path(sys.prefix) / "share" / "tutor" / "results"]
+    for place in places:
+        if (place / f"{name}.json").is_file():
+            return json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
+    raise ValueError(f"no recorded result {name!r} in {', '.join(map(str, places))}; the scripts in benchmarks/ write them")

@@ -129,9 +129,10 @@ class TokenSelect(Selector):
         scored = 0
         for text in range(b):
             held = torch.unique(source[text][source[text] >= 0])            # chunks that hold a vote of their own
-            for at in held.split(ROWS):
-                tally = self.votes(self.ballots(summary[text:text + 1, :, at], k[text:text + 1], ends[at]))[0]
-                chosen[text, at] = top_k(tally, self.k_top)                 # (c, S)
+            for at in held.split(ROWS) if len(held) else ():
+                seen = int(ends[at].max())                                  # nobody here may look further
+                tally = self.votes(self.ballots(summary[text:text + 1, :, at], k[text:text + 1, :, :seen], ends[at]))[0]
+                chosen[text, at, :seen] = top_k(tally, self.k_top)          # (c, seen)
                 scored += hq * int((ends[at] - self.n_local - self.n_init).sum())
             if cache is not None:
                 self._reuse(cache, (layer, text), source[text], voting, chosen[text])
