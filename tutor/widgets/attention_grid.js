@@ -1,7 +1,6 @@
 // attention_grid: queries down, keys across. Zoomed out it draws sums over blocks, zoomed in the exact cells, both from
 // the recorded int8 rows, in tiles that are computed when they come into view and kept.
 
-const LOW = -3.5;                 // log10 of the share of a row at which a cell begins to show
 const TILE = 64;                  // a tile has TILE x TILE cells, each a block of 1, 2, 4 … queries and keys
 const EXACT_BLOCK = 8;            // larger blocks are drawn from the recorded overview
 const BUDGET = 5;                 // milliseconds of tile arithmetic in one frame
@@ -34,9 +33,6 @@ export function keepMask(p, { keep = 0, sinks = 0, window: last = 0 }, order = n
   if (last > 0) mask.fill(1, Math.max(0, p.length - last));
   return mask;
 }
-
-/** 0..1 for the share of a row's attention in a cell, on a log scale. */
-export const shadeOf = (mass) => Math.max(0, Math.min(1, 1 - Math.log10(Math.max(mass, 1e-30)) / LOW));
 
 /** Share of a row's attention in each cell of the recorded overview of one head. */
 export function overviewMass(trace, head) {
@@ -133,20 +129,6 @@ export function tileKept(rows, tile, settings) {
 /** The same from a trace, for tests. */
 export const tileKeptOf = (trace, head, tile, settings) => tileKept(new GridRows(trace, head), tile, settings);
 
-const RAMPS = {
-  light: ["#ffffff", "#e3eff8", "#b4d5ec", "#6fb0dc", "#2a7fbd", "#0c4f8c", "#06264a"],
-  dark: ["#14171c", "#16293b", "#174366", "#1f6698", "#4694c8", "#96cbea", "#f4fbff"],
-};
-const GREYS = { light: ["#ffffff", "#f3f2f0", "#dcd8d4", "#b9b2aa", "#958c82"], dark: ["#14171c", "#24262a", "#41413f", "#6d6862", "#a39a90"] };
-
-function ramp(stops) {
-  const out = new Uint8ClampedArray(256 * 3), parts = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
-  for (let v = 0; v < 256; v++) {
-    const x = (v / 255) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(x)), f = x - i;
-    for (let c = 0; c < 3; c++) out[v * 3 + c] = (1 - f) * parts[i][c] + f * parts[i + 1][c];
-  }
-  return out;
-}
 const block = (pixels) => { let b = 1; while (b * pixels < 1) b *= 2; return b; };
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const word = (trace, j) => { const t = (trace.subject.tokens || [])[j]; return t === undefined ? "" : t.trim() || t.replace(/\n/g, "↵").replace(/ /g, "␣"); };

@@ -104,6 +104,27 @@ export function pickVariant(variants, settings) {
   return variants.findIndex(({ when }) => Object.entries(when).every(([name, value]) => settings[name] === value));
 }
 
+// ------------------------------------------------------------------------------------------------- shades of attention
+const LOW = -3.5;                 // log10 of the share of a row at which a cell begins to show
+
+/** 0..1 for the share of a row's attention in a cell, on a log scale. */
+export const shadeOf = (mass) => Math.max(0, Math.min(1, 1 - Math.log10(Math.max(mass, 1e-30)) / LOW));
+
+const RAMPS = {
+  light: ["#ffffff", "#e3eff8", "#b4d5ec", "#6fb0dc", "#2a7fbd", "#0c4f8c", "#06264a"],
+  dark: ["#14171c", "#16293b", "#174366", "#1f6698", "#4694c8", "#96cbea", "#f4fbff"],
+};
+const GREYS = { light: ["#ffffff", "#f3f2f0", "#dcd8d4", "#b9b2aa", "#958c82"], dark: ["#14171c", "#24262a", "#41413f", "#6d6862", "#a39a90"] };
+
+function ramp(stops) {
+  const out = new Uint8ClampedArray(256 * 3), parts = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
+  for (let v = 0; v < 256; v++) {
+    const x = (v / 255) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(x)), f = x - i;
+    for (let c = 0; c < 3; c++) out[v * 3 + c] = (1 - f) * parts[i][c] + f * parts[i + 1][c];
+  }
+  return out;
+}
+
 // -------------------------------------------------------------------------------------------------------------- DOM
 const SVG_NS = "http://www.w3.org/2000/svg";
 
