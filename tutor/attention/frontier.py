@@ -31,7 +31,7 @@ class Frontier:
         points: dicts with method, params, pairs, scored, loaded (counts over all heads and rows), load and scan
             (shares of the pairs a dense attention scores), mass, mass_lo, mass_hi, error, error_lo, error_hi (95 %
             bootstrap intervals over heads; over rows when there is one head), regret (mass of the best keys at equal
-            load, minus mass) and heads (one mean mass per head, in the order of `heads`).
+            load, minus mass), heads and head_errors (one mean mass and error per head, in the order of `heads`).
         heads: `(layer, head)` pairs.
         subject: what it was measured on.
     """
@@ -70,13 +70,15 @@ class Frontier:
 
 
 def frontier(source: Any, methods: Sequence[str] | None = None, *, layers: Iterable[int] | None = None, rows: int = 64,
-             seed: int = 0, progress: bool = False, subject: dict[str, Any] | None = None) -> Frontier:
+             seed: int = 0, grids: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, progress: bool = False,
+             subject: dict[str, Any] | None = None) -> Frontier:
     """Run selectors over real queries and keys, and measure what they keep.
 
     Args:
         source: a capture (with `.layers`, `.q(layer)`, `.k(layer)`, `.v(layer)`), a mapping `layer -> (q, k, v)`, or
             one `(q, k, v)` of shapes `(1, Hq, T, D)`, `(1, Hkv, S, D)`, `(1, Hkv, S, Dv)`.
         methods: catalog names; every registered selector unless given. Each runs over its `grid`.
+        grids: `{method: parameter sets}` to use in place of the registered `grid` of that method.
         rows: query rows judged, drawn without replacement from the last three quarters (early rows are nearly dense).
     """
     layered = by_layer(source, layers)
@@ -85,7 +87,7 @@ def frontier(source: Any, methods: Sequence[str] | None = None, *, layers: Itera
         if "selector" not in entry.flags:
             raise ValueError(f"method {entry.name!r} chooses no keys, so it has no place on this frontier; "
                              f"selectors are: {', '.join(m.name for m in selectors())}")
-    runs = [(entry, params) for entry in chosen for params in entry.grid]
+    runs = [(entry, params) for entry in chosen for params in (grids or {}).get(entry.name, entry.grid)]
     totals = [{"pairs": 0, "scored": 0, "loaded": 0, "scan": [], "mass": [], "error": [], "best": []} for _ in runs]
     heads: list[tuple[int, int]] = []
     for layer, (q, k, v) in tqdm(layered.items(), desc="layers", disable=not progress):
@@ -120,7 +122,8 @@ def frontier(source: Any, methods: Sequence[str] | None = None, *, layers: Itera
                        "scored": total["scored"], "scan": float(np.mean(total["scan"])),
                        "loaded": total["loaded"], "load": total["loaded"] / total["pairs"],
                        "mass": m, "mass_lo": m_lo, "mass_hi": m_hi, "error": e, "error_lo": e_lo, "error_hi": e_hi,
-                       "regret": float((best - mass).mean()), "heads": mass.mean(-1).tolist()})
+                       "regret": float((best - mass).mean()), "heads": mass.mean(-1).tolist(),
+                       "head_errors": error.mean(-1).tolist()})
     return Frontier(points, heads, {"rows": rows, "seed": seed, **(subject or {})})
 
 
