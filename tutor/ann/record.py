@@ -62,8 +62,8 @@ def record(index: Index, q: Any, k: int, *, subject: dict | None = None, layout:
               "result": result.ids[0].astype(np.int32), "true_dist": every.astype(np.float32)}
     if isinstance(index, IVF):
         arrays |= {"cell": index.cell.astype(np.int32), "centroid_xy": layout(index.centroids[:, :X.shape[1]])}
-    if isinstance(index, HNSW):
-        base = index.layers[0]
+    base = index.layers[0] if isinstance(index, HNSW) else getattr(index, "adj", None)
+    if base is not None:
         edges = np.column_stack([np.repeat(np.arange(len(base)), [len(row) for row in base]), np.concatenate(base)])
         edges = np.unique(np.sort(edges, axis=1), axis=0)                      # drawn once, whichever way it points
         if len(edges) <= max_edges:
