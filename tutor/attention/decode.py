@@ -46,18 +46,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, *, scale: float | None
     if keys.numel() and (int(keys.min()) < -1 or int(keys.max()) >= s):
         raise ValueError(f"keys must be in [0, {s}), or -1 for none; got {int(keys.min())} to {int(keys.max())}")
     scale = 1 / math.sqrt(d) if scale is None else scale
-    if keys.ndim == 1:                                                    # one set: each row is gathered once for G heads
-        read = keys.clamp(min=0)
-        rows, values = k.index_select(2, read), v.index_select(2, read)                  # (B, Hkv, K, D)
-        logits = stack_groups(q, hkv) @ rows.transpose(-1, -2) * scale                    # (B, Hkv, G, K)
-        absent = keys < 0
-    else:                                                                 # every head reads rows of its own
-        first = (torch.arange(b)[:, None] * hkv + torch.arange(hq) // (hq // hkv)) * s    # (B, Hq) where its KV head begins
-        read = (keys.clamp(min=0) + first[..., None]).flatten()
-        rows = k.reshape(-1, d).index_select(0, read).reshape(b, hq, -1, d)
-        values = v.reshape(-1, v.shape[3]).index_select(0, read).reshape(b, hq, -1, v.shape[3])
-        logits = q @ rows.transpose(-1, -2) * scale                                       # (B, Hq, 1, K)
-        absent = keys[:, :, None] < 0
+    readers = hkv if keys.ndim == 1 else hq                               # one set: a row is gathered once for G heads
+    first = (torch.arange(b)[:, None] * hkv + torch.arange(readers) * hkv // readers) * s  # (B, readers) where a KV head begins
+    read = (keys.clamp(min=0) + first[..., None]).flatten()               # row numbers: whole rows are copied, and fast
+    rows = k.reshape(-1, d).index_select(0, read).reshape(b, readers, -1, d)
+    values = v.reshape(-1, v.shape[3]).index_select(0, read).reshape(b, readers, -1, v.shape[3])
+    logits = stack_groups(q, readers) @ rows.transpose(-1, -2) * scale                    # (B, readers, Hq / readers, K)
+    absent = (keys if keys.ndim == 1 else keys[:, :, None]) < 0
     if absent.any():
         logits = logits.masked_fill(absent, float("-inf"))
     part = from_logits(logits, values)
