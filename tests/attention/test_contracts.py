@@ -114,9 +114,13 @@ def test_a_method_names_bad_tensors(entry, qkv):
         method.select(q[:, :3], k)
 
 
-def test_every_method_of_the_family_chooses_or_attends():
+DOES = {"selector": "select", "convolution": "conv", "recurrent": "run"}
+
+
+def test_every_method_of_the_family_chooses_or_attends_or_says_what_it_does():
     for entry in catalog.methods("attention"):
-        assert "selector" in entry.flags or callable(getattr(entry.build, "attend", None)), entry.name
+        does = [DOES[flag] for flag in entry.flags if flag in DOES] or ["attend"]
+        assert all(callable(getattr(entry.build, name, None)) for name in does), entry.name
 
 
 def test_every_method_beats_random_keys_on_real_heads():
