@@ -22,11 +22,13 @@ from tutor.attention.methods.lean import (
     run,
     schedule,
     tiles_of,
+    trace_schedule,
 )
 from tutor.attention.methods.split_k import SplitK, best_splits, run_splits, split_makespan, split_schedule
 from tutor.attention.partial import Partial
 from tutor.attention.patch import delta_nll
 from tutor.model.llama import tiny_llama
+from tutor.schemas import INTERVALS, timeline_busy
 
 COVERS = ("attention.lean", "attention.split_k")
 
@@ -223,3 +225,62 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=told):
             call()
+
+
+# ------------------------------------------------------------------------------------------------ as a timeline
+
+def rows_of(trace):
+    a, words = trace.arrays, list(INTERVALS)
+    return [(int(lane), float(start), float(end), words[kind], int(group)) for lane, start, end, kind, group in zip(
+        a["lane"], a["start"], a["end"], a["kind"], a["group"])]
+
+
+def test_shares_as_a_timeline_by_hand():
+    # test_shares_by_hand, and a partial takes half a tile to join: worker 0 is free at 3, its partials are stored at 2.
+    trace = trace_schedule(schedule([2, 0, 5], 3), 3, merge=0.5)
+    assert rows_of(trace) == [(0, 0, 2, "work", 0), (0, 2, 3, "work", 2), (1, 0, 2, "partial", 2), (2, 0, 2, "partial", 2),
+                              (0, 3, 4, "merge", 2)]
+    assert trace.arrays["arrows"].tolist() == [[2, 4], [3, 4]] and trace.arrays["marked"].tolist() == [0, 1, 0, 0, 0]
+    assert trace.describe(1) == "At 2 of 4 tiles: 1 of 3 workers busy; 2 partials left for others; busy 100 % of the time so far."
+
+
+def test_a_second_pass_waits_for_all_splits_by_hand():
+    # test_splits_by_hand: worker 0 is done at 4, so the two merges of two partials start at 4, on workers 0 and 1.
+    trace = trace_schedule(split_schedule([4, 4], 3, 3), 3, merge=0.5, second_pass=True)
+    assert rows_of(trace)[-2:] == [(0, 4, 5, "merge", 0), (1, 4, 5, "merge", 1)]
+    assert trace.arrays["arrows"].tolist() == [[0, 4], [1, 4], [2, 5], [3, 5]] and "marked" not in trace.arrays
+
+
+@settings(max_examples=80, deadline=None)
+@given(tiles=RAGGED.filter(any), workers=WORKERS, splits=st.integers(0, 5))
+def test_a_timeline_holds_each_tile_once_and_no_host_of_equal_shares_waits(tiles, workers, splits):
+    pieces = split_schedule(tiles, splits, workers) if splits else schedule(tiles, workers)
+    trace = trace_schedule(pieces, workers, merge=0, second_pass=bool(splits))
+    assert timeline_busy(trace) == sum(tiles) and trace.arrays["end"].max() == makespan(pieces)
+    for lane in range(workers):
+        mine = sorted((start, end) for w, start, end, *_ in rows_of(trace) if w == lane and end > start)
+        assert all(end <= start for (_, end), (start, _) in zip(mine, mine[1:]))        # a worker does one thing at a time
+    ends = trace.arrays["end"]
+    assert all(ends[i] <= trace.arrays["start"][j] for i, j in trace.arrays.get("arrows", ()))
+    if not splits:
+        assert all(kind != "wait" for *_, kind, _ in rows_of(trace))     # shares shrink by one at most, hosts come first
+        assert len(trace.arrays.get("arrows", ())) == fixups(pieces)
+
+
+def test_a_host_waits_for_a_partial_that_is_late():
+    # The same cut, worker 1 first runs three tiles of its own: the host is free at 1, the partial there at 5.
+    pieces = [Piece(0, 0, 0, 1, host=True, finishing=False), Piece(1, 1, 0, 3, host=True, finishing=True),
+              Piece(1, 0, 1, 3, host=False, finishing=True)]
+    trace = trace_schedule(pieces, 2, merge=1)
+    assert rows_of(trace)[-2:] == [(0, 1, 5, "wait", 0), (0, 5, 6, "merge", 0)]
+    assert trace.describe(1) == "At 1 of 6 tiles: 1 of 2 workers busy, 1 waiting; busy 100 % of the time so far."
+
+
+def test_a_method_traces_itself():
+    q, k, _ = make()
+    for method, name in ((Lean(5, 4), "lean"), (SplitK(5, 4, 2), "split_k")):
+        trace = method.trace(q, k, lengths=[11, 7, 0])
+        assert trace.method == name and len(trace.subject["lanes"]) == 5
+        assert trace.subject["groups"][:3] == ["request 0, head 0", "request 0, head 1", "request 1, head 0"]
+        assert timeline_busy(trace) >= sum(tiles_of(k, 4, [11, 7, 0]))
+    assert Lean(5, 4).trace(q[:1], k[:1]).subject["groups"] == ["head 0", "head 1"]

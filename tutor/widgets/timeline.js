@@ -302,7 +302,8 @@ export default figure({
         }
         if (!detailed || w < 14) continue;
         const seen = clamp(x, size.g, size.g + size.w), room = Math.min(x + w, size.g + size.w) - seen - 7;
-        const texts = [labels && labels[i], ...(styles.byGroup && group[i] >= 0 ? [groupName(trace, group[i]), String(group[i])] : [])];
+        const named = styles.byGroup && group[i] >= 0 && !styles.patterns[i], number = named && !trace.arrays.level;
+        const texts = [labels && labels[i], named && groupName(trace, group[i]), number && String(group[i])];
         const text = texts.find((t) => t && pen.measureText(t).width <= room);
         if (!text) continue;
         const wide = pen.measureText(text).width;

@@ -15,7 +15,8 @@ Paper       Sanovar et al. 2024, Lean Attention. The fair split, and a tile of 2
             follow public ports of the kernel, not the authors' text: unverified.
 Differs     a schedule that is simulated: partials first, hosts after them, in place of flags that a host waits for.
             A slot holds (o, log-sum-exp), the paper's an unnormalised output with its maximum and sum.
-See also    tutor.attention.methods.split_k (the same number of pieces for every head); tests/attention/test_lean.py
+See also    tutor.attention.methods.split_k (the same number of pieces for every head); tutor.kernels.lean_decode;
+            tests/attention/test_lean.py
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Piece:
         return self.last - self.first
 
 
-@method("lean", "attention", "LeanAttention", paper="sanovar2024lean", flags=("attends", "exact", "schedule"),
+@method("lean", "attention", "LeanAttention", paper="sanovar2024lean",
+        kernel="tutor.kernels.lean_decode.lean_decode", flags=("attends", "exact", "schedule"),
         grid=({"workers": 1}, {"workers": 16}, {"workers": 108}))
 @dataclass(frozen=True)
 class Lean:

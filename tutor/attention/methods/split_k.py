@@ -11,7 +11,7 @@ Cost        in units of one tile, O outputs of t tiles on C workers: ceil(O s / 
 Paper       Dao et al. 2023, Flash-Decoding for long-context inference (the blog's section of that name).
 Differs     how many splits to take is told from memory of the public code, unverified; it knows waves, no bandwidth.
             Both passes are simulated, and the second one's time is not counted.
-See also    tutor.attention.methods.lean (equal shares instead); tests/attention/test_lean.py
+See also    tutor.attention.methods.lean (equal shares instead); tutor.kernels.split_decode; tests/attention/test_lean.py
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from tutor.cost import Cost
 from tutor.trace import Trace
 
 
-@method("split_k", "attention", "Flash-Decoding", paper="dao2023flashdecoding", flags=("attends", "exact", "schedule"),
+@method("split_k", "attention", "Flash-Decoding", paper="dao2023flashdecoding",
+        kernel="tutor.kernels.split_decode.split_decode", flags=("attends", "exact", "schedule"),
         grid=({"splits": 1}, {"splits": 4}, {"splits": 16}))
 @dataclass(frozen=True)
 class SplitK:
