@@ -36,6 +36,8 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, sca
                     block_m: int | None = None, block_n: int | None = None, check: bool = False) -> Partial:
     """Exact attention; the same as `tutor.attention.dense.attend`, in the dtype of the inputs with float32 sums.
 
+    Both results can be differentiated; gradients are computed by `tutor.kernels.flash_backward`, tile by tile again.
+
     Args:
         q, k, v: `(B, Hq, T, D)`, `(B, Hkv, S, D)`, `(B, Hkv, S, Dv)`; D and Dv up to 256; any strides.
         causal: bottom-right aligned, query row t stands at S - T + t; rows before the first key give 0 and `-inf`.
@@ -46,6 +48,14 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, sca
         `Partial` with o in the dtype of q and lse in float32.
     """
     check_qkv(q, k, v, check=check)
+    check_kernel(q, k, v, block_m=block_m, block_n=block_n)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return Partial(*_Differentiable.apply(q, k, v, causal, scale, block_m, block_n))
+    return _forward(q, k, v, causal, scale, block_m, block_n)
+
+
+def check_kernel(q: Tensor, k: Tensor, v: Tensor, **blocks: int | None) -> None:
+    """Raise `ValueError` for tensors or tiles that no attention kernel takes."""
     if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
         raise ValueError(f"q, k and v must share one dtype of float32, float16, bfloat16; got {q.dtype}, {k.dtype}, "
                          f"{v.dtype}. The float64 truth is tutor.attention.dense.attend")
@@ -53,9 +63,28 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, sca
         raise ValueError(f"q, k and v must be on one device; got {q.device}, {k.device}, {v.device}")
     if max(q.shape[3], v.shape[3]) > WIDEST:
         raise ValueError(f"head widths up to {WIDEST} fit a tile; got D={q.shape[3]}, Dv={v.shape[3]}")
-    for name, block in (("block_m", block_m), ("block_n", block_n)):
+    for name, block in blocks.items():
         if block is not None and (block < 16 or block & (block - 1)):
             raise ValueError(f"{name} must be a power of two >= 16 (tl.dot's smallest side); got {block}")
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal, scale, block_m, block_n):
+        part = _forward(q, k, v, causal, scale, block_m, block_n)
+        ctx.save_for_backward(q, k, v, part.o, part.lse)
+        ctx.options = {"causal": causal, "scale": scale, "block_m": block_m, "block_n": block_n}
+        return part.o, part.lse
+
+    @staticmethod
+    def backward(ctx, do, dlse):
+        from tutor.kernels.flash_backward import flash_backward
+
+        return *flash_backward(*ctx.saved_tensors, do, dlse, **ctx.options), None, None, None, None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, block_m: int | None,
+             block_n: int | None) -> Partial:
     (b, hq, t, d), (hkv, s), dv = q.shape, k.shape[1:3], v.shape[3]
     o, lse = torch.empty(b, hq, t, dv, dtype=q.dtype, device=q.device), torch.empty(b, hq, t, device=q.device)
     if o.numel() == 0:
@@ -113,9 +142,12 @@ def _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd
     keys = start + tl.arange(0, BLOCK_N)
     dims, dims_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     inside = keys < S                                                     # always true where MASKED is false
-    k = tl.load(k_ptr + keys[None, :] * stride_ks + dims[:, None] * stride_kd,
+    k_ptr += tl.cast(start, tl.int64) * stride_ks                         # 64 bits where a product may pass 2^31
+    v_ptr += tl.cast(start, tl.int64) * stride_vs
+    local = tl.arange(0, BLOCK_N)
+    k = tl.load(k_ptr + local[None, :] * stride_ks + dims[:, None] * stride_kd,
                 mask=(inside[None, :] | (not MASKED)) & (dims[:, None] < D), other=0.0)             # (BLOCK_D, BLOCK_N)
-    v = tl.load(v_ptr + keys[:, None] * stride_vs + dims_v[None, :] * stride_vd,
+    v = tl.load(v_ptr + local[:, None] * stride_vs + dims_v[None, :] * stride_vd,
                 mask=(inside[:, None] | (not MASKED)) & (dims_v[None, :] < DV), other=0.0)         # (BLOCK_N, BLOCK_DV)
     if DOT_F32:
         s = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee") * scale_log2         # (BLOCK_M, BLOCK_N)
@@ -140,6 +172,20 @@ def _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd
 
 
 @triton.jit
+def _write(acc, m, l, o_ptr, lse_ptr, stride_ot, stride_od, stride_lt, first_row, T,
+           DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Normalise a finished state and store it; a row that saw nothing is 0 and -inf. o_ptr points at the first row."""
+    local, dims_v = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_DV)
+    rows = first_row + local
+    empty = l == 0.0
+    o = acc / tl.where(empty, 1.0, l)[:, None]
+    lse = tl.where(empty, float("-inf"), (m + tl.log2(tl.where(empty, 1.0, l))) * 0.6931471805599453)   # ln 2
+    tl.store(o_ptr + local[:, None] * stride_ot + dims_v[None, :] * stride_od, o.to(o_ptr.dtype.element_ty),
+             mask=(rows[:, None] < T) & (dims_v[None, :] < DV))
+    tl.store(lse_ptr + rows * stride_lt, lse, mask=rows < T)
+
+
+@triton.jit
 def _flash_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr,
                   stride_qb, stride_qh, stride_qt, stride_qd, stride_kb, stride_kh, stride_ks, stride_kd,
                   stride_vb, stride_vh, stride_vs, stride_vd, stride_ob, stride_oh, stride_ot, stride_od,
@@ -150,13 +196,13 @@ def _flash_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr,
     """One program: BLOCK_M query rows of one head. SIZE only tells the tuner which lengths are alike."""
     first_row = tl.program_id(0) * BLOCK_M
     batch, head = (tl.program_id(1) // Hq).to(tl.int64), (tl.program_id(1) % Hq).to(tl.int64)
-    q_ptr += batch * stride_qb + head * stride_qh
+    q_ptr += batch * stride_qb + head * stride_qh + tl.cast(first_row, tl.int64) * stride_qt
     k_ptr += batch * stride_kb + (head // G) * stride_kh              # grouped queries: by index, keys are never copied
     v_ptr += batch * stride_vb + (head // G) * stride_vh
     rows = first_row + tl.arange(0, BLOCK_M)
-    dims, dims_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    dims = tl.arange(0, BLOCK_D)
     pos = S - T + rows                                                    # (BLOCK_M,) may be negative
-    q = tl.load(q_ptr + rows[:, None] * stride_qt + dims[None, :] * stride_qd,
+    q = tl.load(q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_qt + dims[None, :] * stride_qd,
                 mask=(rows[:, None] < T) & (dims[None, :] < D), other=0.0)                          # (BLOCK_M, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -174,11 +220,6 @@ def _flash_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr,
         acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
                           scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, True)
 
-    empty = l == 0.0
-    o = acc / tl.where(empty, 1.0, l)[:, None]
-    lse = tl.where(empty, float("-inf"), (m + tl.log2(tl.where(empty, 1.0, l))) * 0.6931471805599453)   # ln 2
-    o_ptr += batch * stride_ob + head * stride_oh
+    o_ptr += batch * stride_ob + head * stride_oh + tl.cast(first_row, tl.int64) * stride_ot
     lse_ptr += batch * stride_lb + head * stride_lh
-    tl.store(o_ptr + rows[:, None] * stride_ot + dims_v[None, :] * stride_od, o.to(o_ptr.dtype.element_ty),
-             mask=(rows[:, None] < T) & (dims_v[None, :] < DV))
-    tl.store(lse_ptr + rows * stride_lt, lse, mask=rows < T)
+    _write(acc, m, l, o_ptr, lse_ptr, stride_ot, stride_od, stride_lt, first_row, T, DV, BLOCK_DV, BLOCK_M)
