@@ -197,6 +197,13 @@ def test_the_tokens_of_a_question_ask_together():
     assert (kept[:, :, 0] == kept[:, :, 5])[..., :80].all()
 
 
+def test_a_query_head_asks_the_clusters_of_its_own_kv_head():
+    q, k = make(t=30)
+    method = Squeezed(sparsity=0.6, window=20, frac=0.3)
+    copied, _ = method.select(q, k.repeat_interleave(2, 1))
+    assert torch.equal(method.select(q, k)[0].mask(), copied.mask())
+
+
 def test_a_kept_index_answers_decoding_steps():
     q, k = make(t=30)
     method = Squeezed(sparsity=0.6, window=20, frac=0.3)
