@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.museum.attention.lean import merge_without_maximum, run_with_flags
 from tutor.attention.dense import attend
 from tutor.attention.methods.flash import Flash
 from tutor.attention.methods.lean import (
@@ -284,3 +285,31 @@ def test_a_method_traces_itself():
         assert trace.subject["groups"][:3] == ["request 0, head 0", "request 0, head 1", "request 1, head 0"]
         assert timeline_busy(trace) >= sum(tiles_of(k, 4, [11, 7, 0]))
     assert Lean(5, 4).trace(q[:1], k[:1]).subject["groups"] == ["head 0", "head 1"]
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+def test_a_waiting_host_blocks_a_device_that_runs_one_program_at_a_time():
+    # Two outputs of 3 tiles on 3 workers: worker 0 hosts output 0 and waits for worker 1, which hosts output 1 and waits
+    # for worker 2. One place: worker 0 never leaves it. Two places: worker 1 raises its flag, 0 ends, 2 starts, all end.
+    pieces = schedule([3, 3], 3)
+    assert run_with_flags(pieces, [0, 1, 2], 1) == []
+    assert run_with_flags(pieces, [0, 1, 2], 2) == [0, 1, 2]
+    assert run_with_flags(pieces, [2, 1, 0], 1) == [2, 1, 0]             # contributors first: nobody waits
+    assert run_with_flags(schedule([2, 2, 2], 3), [0, 1, 2], 1) == [0, 1, 2]      # cuts at the borders: no partials
+
+
+@settings(max_examples=60, deadline=None)
+@given(tiles=RAGGED.filter(any), workers=st.integers(1, 9))
+def test_contributors_first_never_blocks(tiles, workers):
+    pieces = schedule(tiles, workers)
+    assert run_with_flags(pieces, range(workers)[::-1], 1) == list(range(workers))[::-1]
+    assert len(run_with_flags(pieces, range(workers), 2)) == workers     # in order, two places are enough
+
+
+def test_partials_added_without_their_maxima_are_wrong():
+    # Logits 0 and log 3, values 0 and 4: (1*0 + 3*4) / 4 = 3. Each piece alone has weight exp(0) = 1: (0 + 4) / 2 = 2.
+    logits, values = torch.tensor([0.0, 3.0]).double(), torch.tensor([[0.0], [4.0]]).double()
+    logits[1] = math.log(3)
+    assert merge_without_maximum([logits[:1], logits[1:]], [values[:1], values[1:]]).item() == pytest.approx(2.0)
+    assert merge_without_maximum([logits], [values]).item() == pytest.approx(3.0)
