@@ -131,6 +131,8 @@ def answers(X: np.ndarray, Q: np.ndarray, neighbours: int, metric: str) -> np.nd
 def project(X: np.ndarray, top: np.ndarray, table: np.ndarray, M: int, *, merge: bool = True) -> int:
     """Write the projected edges into `table[:, :M]`, and return how many distances that took.
 
+    May be called again with more queries: candidates that `connect` has linked to the pivot already are left out.
+
     Args:
         top: `(n, neighbours)` ids of each training query, nearest first; -1 fills up a short answer.
     """
@@ -141,6 +143,7 @@ def project(X: np.ndarray, top: np.ndarray, table: np.ndarray, M: int, *, merge:
             continue
         others = np.append(others, lists[pivot]) if merge else others
         others = np.unique(others[(others != FREE) & (others != pivot)])
+        others = others[~np.isin(others, table[pivot, M:])]
         chosen = graph.robust_prune(X[pivot], others, X, M, fill=True) if len(others) else others
         dots += _prune_dots(len(others), len(chosen))
         _write(lists, pivot, chosen)

@@ -51,6 +51,11 @@ def connect(X: np.ndarray, table: np.ndarray, entry: int, M: int, beam: int, sta
     return _connect(_rows(X), table, entry, M, beam, start, stop)
 
 
+def reachable(table: np.ndarray, entry: int, N: int) -> np.ndarray:
+    """Which of the first `N` rows a walk from `entry` can arrive at, `(N,)` bool."""
+    return _reachable(table, entry, N)
+
+
 def _rows(X: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(X, np.float32)
 
@@ -187,6 +192,10 @@ def _project(X, top, table, M, merge):
         if merge:
             others = np.concatenate((others, table[pivot, :M].astype(np.int64)))
         others = np.unique(others[(others != FREE) & (others != pivot)])
+        new = np.ones(len(others), np.bool_)
+        for place in range(M, table.shape[1]):
+            new &= others != table[pivot, place]
+        others = others[new]
         chosen, spent = _prune(X, pivot, others, M, True)
         dots += spent
         _write(table, 0, pivot, chosen, M)
@@ -208,3 +217,18 @@ def _connect(X, table, entry, M, beam, start, stop):
         for c in chosen:
             dots += _link(X, table, M, p, c, M) + _link(X, table, M, c, p, M)
     return dots
+
+
+@njit(cache=True)
+def _reachable(table, entry, N):
+    mask, stack = np.zeros(N, np.bool_), np.empty(N, np.int64)
+    mask[entry], stack[0], height = True, entry, 1
+    while height:
+        height -= 1
+        c = stack[height]
+        for place in range(table.shape[1]):
+            v = table[c, place]
+            if v != FREE and not mask[v]:
+                mask[v], stack[height] = True, v
+                height += 1
+    return mask
