@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 FILE, TEST = "tutor/attention/methods/token_select.py", "tests/attention/test_token_select.py"
+DECODE, TEST_DECODE = "tutor/attention/decode.py", "tests/attention/test_decode.py"
+PAGED, TEST_PAGED = "tutor/kernels/paged_decode.py", "tests/kernels/test_paged_decode.py -k 'fp32 or matter or elects'"
 
 MUTANTS = [
     Mutant("token select: a vote is not divided by sqrt(D)", FILE,
@@ -37,4 +39,35 @@ MUTANTS = [
            "held = torch.unique(source[text][source[text] >= 0])", "held = voting.nonzero()[:, 0]", TEST),
     Mutant("token select: clamped queries keep their distance", FILE,
            "turn = self.n_local + torch.arange(q.shape[2]) % self.chunk - pos", "turn = 0 * pos", TEST),
+    Mutant("decode: a head's keys are fetched from the first KV head", DECODE,
+           "torch.arange(readers) * hkv // readers) * s", "torch.arange(readers) * 0) * s", TEST_DECODE),
+    Mutant("decode: the fill of short rows is read as key 0", DECODE,
+           "if absent.any():", "if False:", TEST_DECODE),
+    Mutant("decode: the elected keys are not moved behind the first ones", DECODE,
+           ".indices.sort().values + n_init", ".indices.sort().values", TEST_DECODE),
+    Mutant("decode: the vote's logits are not scaled", DECODE,
+           "torch.softmax(shares * q.shape[3] ** -0.5, -1)", "torch.softmax(shares, -1)", TEST_DECODE),
+    Mutant("decode: the gather is counted once", DECODE,
+           '"attend": 3 * 2 * heads * keys * row', '"attend": 2 * heads * keys * row', TEST_DECODE),
+    Mutant("paged: pages are read in the order of the pool", PAGED,
+           "page = tl.load(table_ptr + (keys // PAGE) * stride_tp, mask=inside, other=0).to(tl.int64)",
+           "page = (keys // PAGE).to(tl.int64)", TEST_PAGED),
+    Mutant("paged: every key is the first of its page", PAGED,
+           "(keys % PAGE).to(tl.int64) * stride_kt", "(keys % 1).to(tl.int64) * stride_kt", TEST_PAGED),
+    Mutant("paged: query heads are dealt to KV heads in turn", PAGED,
+           "heads = kv * G + group\n    q = tl.load", "heads = group * Hkv + kv\n    q = tl.load", TEST_PAGED),
+    Mutant("paged: texts share the first text's table", PAGED,
+           "row_v = _rows(table_ptr + batch * stride_tb, keys", "row_v = _rows(table_ptr, keys", TEST_PAGED),
+    Mutant("paged: scores go on past the end of a text", PAGED,
+           's = tl.where(inside[None, :], s, float("-inf"))', "s = tl.where(inside[None, :], s, 0.0)", TEST_PAGED),
+    Mutant("paged: a missing key counts as key 0", PAGED,
+           's = tl.where(there[None, :], s, float("-inf"))', "s = s", TEST_PAGED),
+    Mutant("paged: the last split forgets its tail", PAGED,
+           "tl.minimum((split + 1) * SHARE, K), BLOCK_N)", "tl.minimum((split + 1) * SHARE, K) // BLOCK_N * BLOCK_N, BLOCK_N)",
+           TEST_PAGED),
+    Mutant("paged: a text with too few keys votes all the same", PAGED,
+           "(key >= n - n_local) | short)", "(key >= n - n_local))", TEST_PAGED),
+    Mutant("paged: bf16 goes into the interpreter's dot", PAGED,
+           "BLOCK_N=block_n, DOT_F32=emulated)\n    whole", "BLOCK_N=block_n, DOT_F32=False)\n    whole",
+           "tests/kernels/test_paged_decode.py -k 'over_the_elected and bf16'"),
 ]
