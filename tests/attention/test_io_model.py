@@ -18,7 +18,9 @@ from tutor.attention.methods.io_model import (
     lower_bound,
     run,
     square_tile,
+    trace,
 )
+from tutor.trace import Trace
 
 COVERS = ("attention.io_model",)
 
@@ -190,3 +192,37 @@ def test_errors_name_the_argument():
             (lambda: IOModel().cost(heads[0], heads[1][:, :, :3], heads[2][:, :, :3]), "share length and width")):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way))
+def test_the_trace_tells_every_move_and_changes_nothing(way, tmp_path):
+    (algorithm, blocks), (q, k, v) = way, make(6, 4)
+    told, done = trace(algorithm, q, k, v, 40, blocks=blocks), run(algorithm, q, k, v, 40, blocks=blocks)
+    moved, level = told.arrays["moved"], told.arrays["level"]
+    crossed = sum(int(told.of_kind(kind)["words"].sum()) for kind in ("loaded", "stored"))
+    assert moved[-1] == crossed == done.words and (moved[1:] >= moved[:-1]).all()
+    assert level.max() == done.peak and level[-1] == 0 and told.subject["capacity"] == 40
+    for step in (0, told.steps - 1):                                   # words held = words placed less words freed
+        placed = {}
+        for kind, lane, words in zip(told.kind_names(), told.events["lane"].tolist(), told.events["words"].tolist()):
+            if kind in ("loaded", "made"):
+                placed[lane] = words
+            elif kind == "freed":
+                del placed[lane]
+            if step == 0:
+                break
+        assert sum(placed.values()) == level[step]
+    again = Trace.load(told.save(tmp_path / "moves.safetensors"))
+    assert again.describe(1) == told.describe(1) and "of 40 words in fast memory" in again.describe(1)
+
+
+def test_a_move_in_words():
+    # N = 2, d = 1, M = 7: q, o, m, l, k and v hold one word each; then the score makes seven.
+    # Per query 4 buffers, per key 3 placed and 3 freed, twice, 2 stores, 4 freed: 22 moves; two queries: 44.
+    told = trace("flash2", *make(2, 1), 7)
+    assert told.describe(0) == "Step 1 of 44: load q 0 (1 words); 1 of 7 words in fast memory, 1 words moved."
+    assert [told.kind_names()[i] for i in range(7)] == ["loaded", "made", "made", "made", "loaded", "loaded", "made"]
+    assert told.arrays["level"][:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 6, 5, 4]
+    assert told.subject["labels"][:6] == ["q 0", "", "", "", "k 0", "v 0"]
+    wide = trace("flash2", *make(6, 4), 60)
+    assert wide.subject["labels"][0] == "q 0-3" and wide.subject["lanes"] == ["q", "k", "v", "s", "o", "m", "l"]

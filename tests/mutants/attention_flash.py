@@ -47,3 +47,64 @@ MUTANTS = [
     Mutant("block-sparse: the cost counts whole blocks", SPARSE,
            "(s - torch.arange(tc) * self.bc).clamp(max=self.bc)", "torch.full((tc,), self.bc)", LISTS + " -k cost"),
 ]
+
+KERNEL = "tutor/kernels/flash_backward.py"
+KERNEL_TESTS = "tests/kernels/test_flash_backward.py"
+LISTED = "tutor/kernels/block_sparse.py"
+LISTED_TESTS = "tests/kernels/test_block_sparse.py"
+FP32 = " -k 'float64 and fp32 and (T63 or T45 or T17)'"
+
+MUTANTS += [
+    Mutant("backward kernel: delta leaves out the log-sum-exp", KERNEL,
+           "delta -= tl.load(dlse_ptr", "delta -= 0 * tl.load(dlse_ptr", KERNEL_TESTS + " -k log_sum_exp"),
+    Mutant("backward kernel: the group's gradients overwrite each other", KERNEL,
+           "    for _ in range(group):  ", "    for _ in range(1):  ", KERNEL_TESTS + FP32),
+    Mutant("backward kernel: rows on the diagonal are not masked", KERNEL,
+           "s = tl.where(keys[:, None] <= (S - T + rows)[None, :], s, float(\"-inf\"))", "s = s + 0.0", KERNEL_TESTS + FP32),
+    Mutant("backward kernel: the first tile that all see is skipped", KERNEL,
+           "for start in range(all_see, T, BLOCK_M):", "for start in range(all_see + BLOCK_M, T, BLOCK_M):", KERNEL_TESTS + FP32),
+    Mutant("backward kernel: the tile on the diagonal is skipped", KERNEL,
+           "some_see = tl.maximum(first_key - (S - T), 0)", "some_see = tl.maximum(first_key - (S - T) + BLOCK_M, 0)",
+           KERNEL_TESTS + FP32),
+    Mutant("backward kernel: dk is not scaled", KERNEL,
+           "dk = (dk * scale).to", "dk = dk.to", KERNEL_TESTS + FP32),
+    Mutant("backward kernel: the log-sum-exp is not turned into powers of two", KERNEL,
+           "lse = tl.load(lse_ptr + flat, mask=rows < T, other=0.0) * 1.4426950408889634",
+           "lse = tl.load(lse_ptr + flat, mask=rows < T, other=0.0)", KERNEL_TESTS + FP32),
+    Mutant("backward kernel: the last keys are not written", KERNEL,
+           "in_k = (keys[:, None] < S) &", "in_k = (keys[:, None] < S - 1) &", KERNEL_TESTS + FP32),
+    Mutant("backward kernel: dq reads keys beyond the end", KERNEL,
+           "allowed = inside[None, :]", "allowed = inside[None, :] | True", KERNEL_TESTS + " -k 'without_the_causal'"),
+    Mutant("block-sparse kernel: masked tiles are taken whole", LISTED,
+           "for at in range(cut, end):", "for at in range(end, end):", LISTED_TESTS + " -k 'float64 and fp32'"),
+    Mutant("block-sparse kernel: the list of the next query block is read", LISTED,
+           "tl.cdiv(T, BLOCK_M) + tl.program_id(0)", "tl.cdiv(T, BLOCK_M) + (tl.program_id(0) + 1) % tl.cdiv(T, BLOCK_M)",
+           LISTED_TESTS + " -k 'float64 and fp32'"),
+    Mutant("block-sparse kernel: all heads read the list of the first", LISTED,
+           "mine = (batch * Hq + head) *", "mine = batch * Hq *", LISTED_TESTS + " -k 'float64 and fp32'"),
+    Mutant("block-sparse kernel: values come from another KV head", LISTED,
+           "v_ptr += batch * stride_vb + (head // G) * stride_vh", "v_ptr += batch * stride_vb + (head % (Hq // G)) * stride_vh",
+           LISTED_TESTS + " -k 'float64 and fp32'"),
+]
+
+MACHINE = "tutor/attention/machine.py"
+MOVES = "tests/attention/test_io_model.py"
+
+MUTANTS += [
+    Mutant("memory trace: a store is not told", MACHINE,
+           'self._tell("stored", name, buffer.numel())', "pass", MOVES + " -k trace_tells"),
+    Mutant("memory trace: a load is told before it is counted", MACHINE,
+           """        self.loaded += tile.numel()
+        self._tell("loaded", name, tile.numel(), f"{name} {_rows(tile)}")""",
+           """        self._tell("loaded", name, tile.numel(), f"{name} {_rows(tile)}")
+        self.loaded += tile.numel()""", MOVES + " -k 'trace_tells or in_words'"),
+    Mutant("memory trace: words held are told before the buffer is freed", MACHINE,
+           """            self.resident -= self._held(name).numel()
+            del self.fast[name]
+            self._tell("freed", name)""",
+           """            self._tell("freed", name)
+            self.resident -= self._held(name).numel()
+            del self.fast[name]""", MOVES + " -k 'trace_tells or in_words'"),
+    Mutant("memory trace: a tile's rows are counted in words", MACHINE,
+           "tile.storage_offset() // max(tile.stride(0), 1)", "tile.storage_offset()", MOVES + " -k in_words"),
+]

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tutor.timeline import Timeline
+
 
 class Machine:
     """Fast memory of `M` words; `enforce=False` only watches how much would have been needed (`peak`).
+
+    `watch`, a timeline with a lane for each buffer, is told every move; it changes nothing.
 
     >>> import torch
     >>> machine, x = Machine(8), torch.zeros(5)     # x lies in slow memory
@@ -25,10 +29,10 @@ class Machine:
     10
     """
 
-    def __init__(self, M: int, *, enforce: bool = True):
+    def __init__(self, M: int, *, enforce: bool = True, watch: Timeline | None = None):
         if M < 1:
             raise ValueError(f"M must be >= 1 (words of fast memory); got {M}")
-        self.M, self.enforce = M, enforce
+        self.M, self.enforce, self.watch = M, enforce, watch
         self.fast: dict[str, Tensor] = {}
         self.loaded = self.stored = self.resident = self.peak = 0
 
@@ -44,6 +48,34 @@ class Machine:
             ValueError: the name is taken.
             RuntimeError: the fast memory has no room for it.
         """
+        buffer = self._place(name, tile)
+        self._tell("made", name, tile.numel())
+        return buffer
+
+    def load(self, name: str, tile: Tensor) -> Tensor:
+        """Copy a tile of slow memory into a new fast buffer: one word per number."""
+        buffer = self._place(name, tile)
+        self.loaded += tile.numel()
+        self._tell("loaded", name, tile.numel(), f"{name} {_rows(tile)}")
+        return buffer
+
+    def store(self, name: str, place: Tensor) -> None:
+        """Copy a fast buffer onto a tile of slow memory of the same shape: one word per number."""
+        buffer = self._held(name)
+        if buffer.shape != place.shape:
+            raise ValueError(f"buffer {name!r} has shape {tuple(buffer.shape)}, its place {tuple(place.shape)}")
+        place.copy_(buffer)
+        self.stored += buffer.numel()
+        self._tell("stored", name, buffer.numel())
+
+    def free(self, *names: str) -> None:
+        """Forget fast buffers."""
+        for name in names:
+            self.resident -= self._held(name).numel()
+            del self.fast[name]
+            self._tell("freed", name)
+
+    def _place(self, name: str, tile: Tensor) -> Tensor:
         if name in self.fast:
             raise ValueError(f"buffer {name!r} is in use; free it first")
         if self.enforce and self.resident + tile.numel() > self.M:
@@ -55,27 +87,18 @@ class Machine:
         self.peak = max(self.peak, self.resident)
         return self.fast[name]
 
-    def load(self, name: str, tile: Tensor) -> Tensor:
-        """Copy a tile of slow memory into a new fast buffer: one word per number."""
-        buffer = self.make(name, tile)
-        self.loaded += tile.numel()
-        return buffer
-
-    def store(self, name: str, place: Tensor) -> None:
-        """Copy a fast buffer onto a tile of slow memory of the same shape: one word per number."""
-        buffer = self._held(name)
-        if buffer.shape != place.shape:
-            raise ValueError(f"buffer {name!r} has shape {tuple(buffer.shape)}, its place {tuple(place.shape)}")
-        place.copy_(buffer)
-        self.stored += buffer.numel()
-
-    def free(self, *names: str) -> None:
-        """Forget fast buffers."""
-        for name in names:
-            self.resident -= self._held(name).numel()
-            del self.fast[name]
+    def _tell(self, event: str, name: str, words: int = 0, label: str = "") -> None:
+        if self.watch is not None:
+            kind = "read" if event == "loaded" else "held"
+            self.watch.move(event, name, words, level=self.resident, moved=self.words, label=label, kind=kind)
 
     def _held(self, name: str) -> Tensor:
         if name not in self.fast:
             raise ValueError(f"no buffer {name!r} in fast memory; there are: {', '.join(self.fast) or 'none'}")
         return self.fast[name]
+
+
+def _rows(tile: Tensor) -> str:
+    """Where in slow memory a tile of rows begins and ends: "4" or "4-7"."""
+    first = tile.storage_offset() // max(tile.stride(0), 1)
+    return str(first) if len(tile) == 1 else f"{first}-{first + len(tile) - 1}"

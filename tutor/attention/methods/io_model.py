@@ -37,6 +37,8 @@ from tutor.attention.machine import Machine
 from tutor.attention.partial import Partial
 from tutor.catalog import method
 from tutor.cost import Cost
+from tutor.timeline import Timeline
+from tutor.trace import Trace
 
 ALGORITHMS = ("standard", "flash1", "flash2", "small")
 BLOCKS = ("paper", "strict")
@@ -114,8 +116,8 @@ class Run:
     peak: int
 
 
-def run(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str = "paper",
-        scale: float | None = None) -> Run:
+def run(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str = "paper", scale: float | None = None,
+        watch: Timeline | None = None) -> Run:
     """Compute one head's attention on `Machine(M)`: q, k, v `(N, d)`, all in float64.
 
     The log-sum-exp is noted for the caller; only `flash2` writes it to slow memory, and only there is it counted.
@@ -127,7 +129,7 @@ def run(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str 
     _check(algorithm, N, d, blocks)
     q, k, v = (x.double() for x in (q, k, v))
     scale = 1 / math.sqrt(d) if scale is None else scale
-    machine = Machine(M, enforce=algorithm != "flash1" or blocks == "strict")
+    machine = Machine(M, enforce=algorithm != "flash1" or blocks == "strict", watch=watch)
     o, lse = torch.zeros(N, d, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)   # slow memory
     if algorithm in ("flash1", "flash2"):
         loops = _keys_outside if algorithm == "flash1" else _queries_outside
@@ -135,6 +137,15 @@ def run(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str 
     else:
         _matrix(machine, q, k, v, o, lse, scale, square_tile(N, d, M), softmax=algorithm == "standard")
     return Run(o, lse, machine.words, machine.peak)
+
+
+def trace(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str = "paper") -> Trace:
+    """Run once and tell every move of the machine: schema "timeline/1", a lane for each buffer, `level` words held."""
+    lanes = ["q", "k", "v", "s", "p", "o", "m", "l"]
+    watch = Timeline("io_model", lanes if algorithm in ("standard", "small") else [x for x in lanes if x != "p"],
+                     unit="moves", lane_word="buffer", params={"M": M, "algorithm": algorithm, "blocks": blocks}, capacity=M)
+    run(algorithm, *(x.clone() for x in (q, k, v)), M, blocks=blocks, watch=watch)
+    return watch.finish()
 
 
 def _matrix(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float, t: int, *,
