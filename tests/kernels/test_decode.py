@@ -38,6 +38,7 @@ SHAPES = [((1, 1, 1, 1, 1, 16), None, 1),            # one query, one key
           ((1, 9, 3, 1, 16, 80), None, 7),           # more workers and splits than tiles
           ((1, 1, 1, 20, 34, 16), None, 3),          # more than 16 rows
           ((4, 2, 1, 1, 18, 16), [1, 16, 17, 0], 3),
+          ((3, 2, 1, 1, 20, 16), [20, 0, 18], 1),    # an empty request within the share of one worker
           ((1, 1, 1, 1, 40, 256), None, 2)]          # the widest head
 RUNS = {"split": lambda *x, n, **o: split_decode(*x, splits=n, **o), "lean": lambda *x, n, **o: lean_decode(*x, workers=n, **o)}
 each = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)

@@ -196,7 +196,7 @@ export default figure({
     const words = h("p", { class: "tw-tl-words" });
     ctx.stage.append(canvas, zooms, words);
     const look = { z: 1, x: 0, y: 0 };                       // zoom; time at the left, lane at the top
-    let size = {}, styles = null, profile = null, over = -1, T = 1, image = null;
+    let size = {}, styles = null, profile = null, over = -1, T = 1, image = null, atEnd = false;
 
     const state = () => ctx.state(), show = () => { hold(); ctx.refresh("look"); };
     const sx = () => (size.w / T) * look.z, sy = () => size.base * clamp(look.z, 1, Math.max(1, 22 / size.base));
@@ -501,7 +501,10 @@ export default figure({
         requestAnimationFrame(() => requestAnimationFrame(() => ctx.say(`${text}.`)));
       },
       draw(now, changed) {
-        const { trace, step, width } = now;
+        const { trace, width } = now;
+        if (changed.has("trace") && atEnd && now.step < trace.steps - 1) ctx.setStep(trace.steps - 1);   // all done: stay there
+        const step = now.step;
+        atEnd = step === trace.steps - 1;
         if (changed.has("trace")) { look.z = 1; over = -1; const { at, count } = busyProfile(trace); profile = { at, values: count }; }
         if (changed.has("trace") || changed.has("size")) { layout(now); hold(); }
         if (changed.has("trace") || changed.has("theme") || changed.has("selection") || !styles) dress(now);
