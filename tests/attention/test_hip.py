@@ -138,6 +138,14 @@ def test_the_cost_of_a_round():
     assert HiP(16, 4, 2, "max_oracle").select(q, k, pos_q=torch.full((4,), 127))[1]["scored"] == 3 * (128 + 64 + 32) * 4
 
 
+def test_a_head_that_is_done_asks_no_more():
+    # 5 keys on 2 slots, [0,2) and [2,5): halves [0,1) [1,2) [2,3) [3,5). Head 0 keeps the first two and is done after 4
+    # products. Head 1 keeps the last two; [2,3) has an empty half, so the next round takes 3 more.
+    k = torch.tensor([[9.0, 8, 1, 1, 1], [1, 1, 9, 8, 9]]).reshape(1, 2, 5, 1)
+    sel, cost = HiP(mask_k=2, bq=1, bk=1).select(torch.ones(1, 2, 1, 1), k)
+    assert cost["scored"] == 4 + 7 and sel.mask()[0, :, 0].nonzero()[:, 1].tolist() == [0, 1, 2, 4]
+
+
 def test_halves_that_send_their_best_key_find_the_best_blocks(rng):
     """For one query the n heaviest blocks survive every round, so "max_oracle" is exact; "first" is not."""
     q, k = torch.randn(1, 4, 1, 16, generator=rng), torch.randn(1, 2, 300, 16, generator=rng)

@@ -260,6 +260,7 @@ def test_the_two_level_selector_reads_what_its_look_up_keeps():
     kept, dots = lookup(index, q[:, :, -5:], *method.thresholds(index))
     sel, cost = method.select(q[:, :, -5:], k, index=index)
     assert torch.equal(sel.mask()[..., :160], keys_of(index, kept, sel.pos, 200)[..., :160]) and cost["scored"] == dots
+    assert method.thresholds(index) == calibrate([index], 0.5, 0.8) and method.thresholds(index)[0] > 0
 
 
 # ------------------------------------------------------------------------------------------------------------ errors

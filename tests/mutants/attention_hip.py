@@ -25,7 +25,7 @@ MUTANTS = [
     Mutant("hip: one round too few", FILE, "going := (end - start > 1).any(1)", "going := (end - start > 2).any(1)",
            UNIT + " -k by_hand"),
     Mutant("hip: heads that are done are charged", FILE, "int(self._looks(*halves)[going].sum())",
-           "int(self._looks(*halves).sum())", UNIT + " -k loops"),
+           "int(self._looks(*halves).sum())", UNIT + " -k done"),
     Mutant("hip: dead halves are charged", FILE, "return (end > start) * each", "return torch.ones_like(start) * each",
            UNIT + " -k loops"),
 ]

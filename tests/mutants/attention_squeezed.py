@@ -23,7 +23,7 @@ MUTANTS = [
     Mutant("squeezed: the quantile counts clusters, not keys", FILE, "reached = weights[order].cumsum(0)",
            "reached = torch.ones_like(weights).cumsum(0)", UNIT + " -k share_it_was"),
     Mutant("squeezed: at the threshold a cluster is kept", FILE, "log_e.exp() > threshold", "log_e.exp() >= threshold",
-           UNIT + " -k 'ends or two_levels_by_hand'"),
+           UNIT + " -k share_it_was"),
     Mutant("squeezed: logarithms are averaged, not shares", FILE,
            "return torch.logsumexp(x, dim, keepdim=True) - math.log(x.shape[dim])", "return x.mean(dim, keepdim=True)",
            UNIT + " -k ask_together"),
