@@ -172,16 +172,19 @@ def test_the_variants_of_the_museum_are_biased(wrong):
 
 
 def test_the_wrong_order_catches_less_mass():
-    # Directions on a sphere, queries near keys: with as many blocks as bins, neighbours in rank should be near in angle.
+    # Directions on a sphere, queries near keys, blocks of several bins. The loss is about a percentage point, 8 standard
+    # errors over 12 draws of the planes: small, so that no benchmark would have found it.
     g = torch.Generator().manual_seed(0)
-    k = torch.nn.functional.normalize(torch.randn(1, 8, 1024, 8, generator=g), dim=-1)
-    q = torch.nn.functional.normalize(k + 0.1 * torch.randn(1, 8, 1024, 8, generator=g), dim=-1)
-    held = {}
-    for kind in (Hyper, museum.GrayForward):
-        order = kind(planes=10, block=128).sort(q, k, torch.randn(8, 10, generator=torch.Generator().manual_seed(1)))
-        a = torch.softmax(logits(q, k, causal=False, scale=20.0), -1)
-        held[kind] = float(torch.where(order.together(), a, 0.0).sum(-1).mean())
-    assert held[Hyper] > held[museum.GrayForward] + 0.01 > 0.2
+    k = torch.nn.functional.normalize(torch.randn(1, 4, 1000, 16, generator=g), dim=-1)
+    q = torch.nn.functional.normalize(k + 0.1 * torch.randn(1, 4, 1000, 16, generator=g), dim=-1)
+    a, lost = torch.softmax(20 * q @ k.transpose(-1, -2), -1), []
+    for seed in range(12):
+        w = torch.randn(16, 7, generator=torch.Generator().manual_seed(seed))
+        right, wrong = (float((a * kind(block=100).sort(q, k, w).together()).sum(-1).mean())
+                        for kind in (Hyper, museum.GrayForward))
+        lost.append(right - wrong)
+    lost = torch.tensor(lost)
+    assert float(lost.mean()) > max(0.005, 3 * float(lost.std()) / 12**0.5)
 
 
 def test_cost_by_hand_and_by_counting():
