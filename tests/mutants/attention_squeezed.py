@@ -6,6 +6,7 @@ from tests.mutants.mutant import Mutant
 
 FILE, TWO = "tutor/attention/methods/squeezed.py", "tutor/attention/methods/squeezed_hierarchical.py"
 UNIT = "tests/attention/test_squeezed.py"
+KERNEL, FAST = "tutor/kernels/centroids.py", "tests/kernels/test_centroids.py -k 'float64_does and fp32'"
 
 MUTANTS = [
     Mutant("squeezed: a cluster counts as one key", FILE, "torch.logsumexp(s + counts.log(), -1, keepdim=True) ",
@@ -38,4 +39,21 @@ MUTANTS = [
            "counts", UNIT + " -k two_levels_by_hand"),
     Mutant("squeezed: level 1 keeps all", TWO, "return calibrate([index], self.coarse_sparsity, self.sparsity",
            "return calibrate([index], 0.0, self.sparsity", UNIT + " -k two_level_selector"),
+    Mutant("centroid kernel: a cluster counts as one key", KERNEL, "tl.exp2(s - m_safe[:, None]) * n[None, :], 1)",
+           "tl.exp2(s - m_safe[:, None]), 1)", FAST),
+    Mutant("centroid kernel: the sum is not rescaled", KERNEL, "l = l * tl.exp2(m - m_safe) + ", "l = l + ", FAST),
+    Mutant("centroid kernel: empty clusters raise the maximum to infinity", KERNEL,
+           "m_safe = tl.where(m_new == float(\"-inf\"), 0.0, m_new) ", "m_safe = m_new ",
+           "tests/kernels/test_centroids.py -k empty_clusters"),
+    Mutant("centroid kernel: empty clusters are kept", KERNEL, "keep = (n[None, :] > 0) & (s > log2_t)", "keep = s > log2_t",
+           "tests/kernels/test_centroids.py -k 'empty_clusters or float64_does and fp32'"),
+    Mutant("centroid kernel: the log-sum-exp stays in powers of two", KERNEL, "lse * 0.6931471805599453", "lse", FAST),
+    Mutant("centroid kernel: query heads are dealt to KV heads in turn", KERNEL, "c_ptr += batch * stride_cb + (head // G)",
+           "c_ptr += batch * stride_cb + (head % (Hq // G))", FAST),
+    Mutant("centroid kernel: rows beyond the end vote", KERNEL, "(n[None, :] > 0) & (rows[:, None] < T), tl.exp2(s)",
+           "(n[None, :] > 0), tl.exp2(s)", FAST),
+    Mutant("centroid kernel: the mean is a sum", KERNEL, "out.sum(2, keepdim=True) / max(t, 1)",
+           "out.sum(2, keepdim=True)", FAST),
+    Mutant("centroid kernel: the threshold is a natural logarithm", KERNEL, "math.log2(threshold) if",
+           "math.log(threshold) if", FAST),
 ]

@@ -230,7 +230,8 @@ def _quantile(values: Tensor, weights: Tensor, p: float) -> float:
 
 # -------------------------------------------------------------------------------------------------------- the selector
 
-@method("squeezed", "attention", "Squeezed Attention", paper="hooper2024squeezed", flags=("selector", "monotone"),
+@method("squeezed", "attention", "Squeezed Attention", paper="hooper2024squeezed",
+        kernel="tutor.kernels.centroids.centroid_select", flags=("selector", "monotone"),
         grid=tuple({"sparsity": p} for p in (0.9, 0.7, 0.5)))
 @dataclass(frozen=True)
 class Squeezed(Selector):

@@ -23,7 +23,8 @@ from tutor.catalog import method
 
 
 @method("squeezed_hierarchical", "attention", "Squeezed Attention, two levels", paper="hooper2024squeezed",
-        flags=("selector",), grid=tuple({"sparsity": p, "coarse_sparsity": c} for p, c in ((0.9, 0.7), (0.7, 0.5), (0.5, 0.3))))
+        kernel="tutor.kernels.centroids.centroid_select", flags=("selector",),
+        grid=tuple({"sparsity": p, "coarse_sparsity": c} for p, c in ((0.9, 0.7), (0.7, 0.5), (0.5, 0.3))))
 @dataclass(frozen=True)
 class SqueezedHierarchical(Squeezed):
     """`coarse_frac` groups per clustered key; `coarse_sparsity` and `coarse_threshold` are those of level 1."""
