@@ -105,6 +105,7 @@ def _packed(x: Tensor) -> Tensor:
 
 
 @method("vertical_slash", "attention", "Vertical-slash", paper="jiang2024minference",
+        kernel="tutor.kernels.vertical_slash.vertical_slash_attention",
         flags=("selector", "monotone"),
         grid=tuple({"k_v": v, "k_s": s} for v, s in ((16, 32), (32, 64), (64, 128), (128, 256), (256, 512))))
 @dataclass(frozen=True)
