@@ -157,7 +157,8 @@ CLAIMS = (
               "rise_with_three_quarters_of_the_frequencies": Number(0.06, 0.18, "nats"),
               "rise_with_half_of_the_frequencies": Number(0.25, 0.48, "nats"),
               "filter_energy_at_negative_times": Number(0.03, 0.06, "of the energy"),
-              "smoothing_filter_lost_at_an_eighth_of_the_frequencies": Number(0, 1e-4, "of the norm")}, "2026-11-23", machine=MACHINE),
+              "smoothing_filter_lost_at_an_eighth_of_the_frequencies": Number(0, 1e-4, "of the norm")},
+              "2026-11-23", machine=MACHINE),
           stops="A filter short in time is wide in frequency: thinning one or the other, not both. Nothing is trained again "
                 "after thinning, and the model is tiny.",
           needs=""),
