@@ -151,6 +151,16 @@ def test_slstm_stays_finite_where_exponentials_do_not(level):
     assert rnn(wx.float(), R.float(), b.float(), cell="slstm").states[:3].isfinite().all()
 
 
+@pytest.mark.parametrize("level", [60.0, 800.0])
+def test_slstm_keeps_an_important_token_through_unimportant_ones(level):
+    # The first token writes tanh(1/2) with weight e^level, the next two with e^-level: the state stays tanh(1/2).
+    wx = torch.zeros(1, 3, 4, 1, 1).double()
+    wx[0, :, 0], wx[0, :, 1], wx[0, 0, 2] = -level, 20.0, 0.5
+    wx[0, 0, 0] = level
+    y = rnn(wx, torch.zeros(4, 1, 1, 1).double(), torch.zeros(4, 1, 1).double(), cell="slstm").states[0].flatten()
+    assert y.tolist() == pytest.approx([math.tanh(0.5) / 2] * 3, rel=1e-6)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(CELLS)), st.integers(1, 3), st.integers(0, 6), st.integers(1, 3), st.integers(1, 5))
 def test_shapes_and_bounds_hold_for_any_size(cell, B, T, Nh, Dh):
