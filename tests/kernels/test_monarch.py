@@ -94,7 +94,7 @@ def test_non_contiguous_inputs(poison):
     u, h, pre, _ = make((2, 3, 100, 80), torch.float32)
     laid = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (u, pre)]              # (B, L, H) in memory
     assert not laid[0].is_contiguous()
-    assert torch.equal(check(laid[0], h, pre=laid[1]), check(u, h, pre=pre))
+    assert torch.equal(check(laid[0], h, pre=pre, post=laid[1]), check(u, h, pre=pre, post=pre))
     check(u[..., ::2], h[:, :50])
 
 
