@@ -23,7 +23,7 @@ def compile_for(kernel, capability: int, dtype: str, d: int, tile: int, group: i
     """A kernel as its wrapper launches it: pointers, 32-bit sizes and strides, one float."""
     constants = {"G": group, "T": 1, "R": group, "D": d, "DV": d, "BLOCK_M": split_decode.padded(group),
                  "BLOCK_N": tile, "BLOCK_D": split_decode.padded(d), "BLOCK_DV": split_decode.padded(d), "CAUSAL": True,
-                 "DOT_F32": False, "SEARCH": 7}
+                 "DOT_F32": False, "SEARCH": 7, "BLOCK_O": 32}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     kinds = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "o_ptr"), "*" + dtype) | POINTERS | dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, {name: kinds.get(name, "i32") for name in kernel.arg_names}, constexprs=constants)
@@ -34,6 +34,7 @@ if __name__ == "__main__":
     capability, *variants = sys.argv[1:]
     for at in range(0, len(variants), 4):
         dtype, d, tile, group = variants[at:at + 4]
-        for kernel in (split_decode._split_kernel, split_decode._join_kernel, lean_decode._share_kernel, lean_decode._fix_kernel):
+        for kernel in (split_decode._split_kernel, split_decode._join_kernel, lean_decode._line_kernel,
+                       lean_decode._share_kernel, lean_decode._fix_kernel):
             built = compile_for(kernel, int(capability), dtype, int(d), int(tile), int(group))
             print(kernel.fn.__name__, dtype, d, "ptx", "mma" in built.asm["ptx"], "shared", built.metadata.shared, flush=True)

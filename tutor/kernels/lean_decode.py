@@ -69,9 +69,8 @@ def lean_decode(q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int] | Ten
     if o.numel() == 0:
         return Partial(o, lse)
     rows, outputs = hq // hkv * t, b * hkv
-    tiles = ((lengths + tile - 1) // tile).repeat_interleave(hkv)                     # (outputs,)
-    begin = torch.zeros(outputs + 1, dtype=torch.int32, device=q.device)
-    torch.cumsum(tiles, 0, dtype=torch.int32, out=begin[1:])                          # first tile of each output in the line
+    begin = torch.empty(outputs + 1, dtype=torch.int32, device=q.device)              # first tile of each output in the line
+    _line_kernel[(1,)](lengths, begin, hkv, outputs, BLOCK_N=tile, BLOCK_O=triton.next_power_of_2(outputs))
     part_o = torch.empty(2 * workers, rows, dv, device=q.device)                      # slots "starts", then slots "ends"
     part_lse = torch.empty(2 * workers, rows, device=q.device)
     sizes = {"R": rows, "T": t, "G": hq // hkv, "DV": dv, "BLOCK_M": padded(rows), "BLOCK_DV": padded(dv)}
@@ -82,6 +81,15 @@ def lean_decode(q: Tensor, k: Tensor, v: Tensor, *, lengths: Sequence[int] | Ten
         CAUSAL=causal, DOT_F32=kernels.interpreted(), **sizes, **launch)
     _fix_kernel[(outputs,)](part_o, part_lse, o, lse, begin, *o.stride(), *lse.stride(), hkv, outputs, workers, **sizes)
     return Partial(o, lse)
+
+
+@triton.jit
+def _line_kernel(lengths_ptr, begin_ptr, Hkv, outputs, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
+    """One program: the running sum of the outputs' tiles."""
+    output = tl.arange(0, BLOCK_O)
+    length = tl.load(lengths_ptr + output // Hkv, mask=output < outputs, other=0)
+    tl.store(begin_ptr + 1 + output, tl.cumsum((length + BLOCK_N - 1) // BLOCK_N, 0), mask=output < outputs)
+    tl.store(begin_ptr, 0)
 
 
 @triton.jit

@@ -102,6 +102,8 @@ def check_decode(q: Tensor, k: Tensor, v: Tensor, tile: int | None, check: bool)
 
 def lengths_of(k: Tensor, lengths: Sequence[int] | Tensor | None) -> Tensor:
     """`(B,)` int32 on the device of `k`."""
+    if lengths is None:
+        return torch.full((k.shape[0],), k.shape[2], dtype=torch.int32, device=k.device)
     if isinstance(lengths, Tensor) and lengths.is_cuda:
         return lengths.to(torch.int32)
     return torch.tensor(check_lengths(k, lengths), dtype=torch.int32, device=k.device)
