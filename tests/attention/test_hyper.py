@@ -190,14 +190,15 @@ def test_the_wrong_order_catches_less_mass():
 def test_cost_by_hand_and_by_counting():
     # 12 rows, min_len 3: triangles of 3 rows, 4 of them, 6 pairs each: 24. Rectangles 3x3 twice and 6x6, blocks of 2,
     # one sample. 3x3: 2 blocks of keys (2, 1) and of rows (2, 1): 4 + 1 = 5 pairs, 3 samples; 6x6: 3 * 4 = 12, 6 samples.
-    # Loaded 24 + 2 * 8 + 18 = 58 per head. Hashed with 5 planes: (3 + 3) * 5 twice and (6 + 6) * 5: 120, one KV head each.
-    q, k, v = make(b=2, hq=3, hkv=3, t=12, s=12)
+    # Loaded 24 + 2 * 8 + 18 = 58 per query head. Hashed with 5 planes, 2 query heads and 1 KV head: (2 * 3 + 3) * 5 twice
+    # and (2 * 6 + 6) * 5: 180.
+    q, k, v = make(b=2, hq=2, hkv=1, t=12, s=12)
     cost = Hyper(5, block=2, samples=1, min_len=3).cost(q, k, v)
-    assert (cost["loaded"], cost["scored"], cost["pairs"]) == (2 * 3 * 58, 2 * 3 * 120, 2 * 3 * 78)
+    assert (cost["loaded"], cost["scored"], cost["pairs"]) == (2 * 2 * 58, 2 * 180, 2 * 2 * 78)
     method = Hyper(5, block=3, samples=0, min_len=1)
     order = method.sort(q[:, :, :7], k[:, :, :11], torch.randn(4, 5).double())
     assert method.cost(q[:, :, :7], k[:, :, :11], causal=False)["loaded"] == int(order.together().sum())
-    assert Hyper(min_len=12).cost(q, k, v)["loaded"] == 6 * causal_pairs(positions(q, k), 12)
+    assert Hyper(min_len=12).cost(q, k, v)["loaded"] == 4 * causal_pairs(positions(q, k), 12)
     assert Hyper(min_len=12).cost(q, k, v)["scored"] == 0
 
 
