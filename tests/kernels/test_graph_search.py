@@ -7,7 +7,7 @@ import pytest
 
 from tutor.ann import graph, roargraph
 from tutor.ann.roargraph import FREE, Neighbours, RoarGraph
-from tutor.kernels.graph_search import beam_search, connect, project
+from tutor.kernels.graph_search import beam_search, connect, project, reachable
 
 COVERS = ("ann.roargraph", "attention.retrieval")
 
@@ -64,6 +64,16 @@ def test_rows_added_one_by_one_make_the_same_graph():
     for p in range(50):
         connect(X, grown, 0, 5, 12, p, p + 1)
     np.testing.assert_array_equal(once, grown)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_in_reach_is_the_same(seed):
+    rng = np.random.default_rng(seed)
+    table = np.where(rng.random((40, 4)) < 0.35, rng.integers(0, 30, (40, 4)), FREE).astype(np.int32)
+    for entry in (0, 7, 29):
+        want = graph.reachable(Neighbours(table), entry, 30)
+        np.testing.assert_array_equal(reachable(table, entry, 30), want)
+        assert 1 <= want.sum() < 30                                # none of these graphs holds together
 
 
 def test_real_numbers_agree_but_for_near_ties():

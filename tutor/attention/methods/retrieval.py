@@ -171,7 +171,7 @@ class KeyGraph:
         top = torch.where(best.values > float("-inf"), best.indices, FREE).numpy()
         self.dots += int(room.sum()) + roargraph.engine(method.fast).project(keys, top, self.table, method.degree)
         self.entry = roargraph.medoid(keys[:self.size])
-        self._repair(keys)
+        self._repair(method, keys)
 
     def ask(self, method: Retrieval, keys: np.ndarray, q: np.ndarray, p: int) -> tuple[np.ndarray, int]:
         """Ids of the keys retrieved for one query `q (D,)` at position `p`, and how many dot products that took."""
@@ -190,8 +190,13 @@ class KeyGraph:
         walk = graph.beam_search(Neighbours(self.table), keys, q, [self.entry], method.ef, metric="ip")
         return walk.ids[:method.k], walk.cost["ndist"]
 
-    def _repair(self, keys: np.ndarray) -> None:
+    def _repair(self, method: Retrieval, keys: np.ndarray) -> None:
         """Edges in further columns of the table to keys out of reach; pruning never touches those."""
+        if method.fast:
+            from tutor.kernels.graph_search import reachable
+
+            if reachable(self.table, self.entry, self.size).all():
+                return
         adj = [row for row in Neighbours(self.table[:self.size])]
         width = self.table.shape[1]
         for a, b in graph.repair(adj, keys[:self.size], self.entry):
