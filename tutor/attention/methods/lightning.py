@@ -17,7 +17,7 @@ Differs     The paper keeps its state one decay apart and multiplies by powers o
             One decay per KV head: query heads that share keys share the state (a decay for each query head would need
             a state for each). No gradient for s, which is fixed in training. Norm and gate of the layer are left out.
             The result has no log-sum-exp: there is no softmax, parts of the past simply add.
-See also    flash (softmax in tiles), tests/attention/test_lightning.py
+See also    flash (softmax in tiles), transnormer (a layer around it), tutor/kernels/lightning.py, tests/attention/test_lightning.py
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def recurrence(q: Tensor, k: Tensor, v: Tensor, s: Tensor, *, state: Tensor | No
     return Attended(o.to(q.dtype), state)
 
 
-@method("lightning", "attention", "Lightning Attention-2", paper="qin2024lightning2", flags=("attends", "linear", "exact"),
-        grid=({"block": 16}, {"block": 64}, {"block": 256}))
+@method("lightning", "attention", "Lightning Attention-2", paper="qin2024lightning2", kernel="lightning",
+        flags=("attends", "linear", "exact"), grid=({"block": 16}, {"block": 64}, {"block": 256}))
 @dataclass(frozen=True)
 class Lightning:
     """The block form: products inside a block, the state between blocks.
