@@ -82,8 +82,7 @@ def elect(scores: Tensor, lengths: Tensor, *, k_top: int, n_init: int, n_local: 
     candidate = (key >= n_init) & (key < n - n_local)                                     # (B, S)
     shares = torch.softmax(scores.masked_fill(~candidate[:, None], float("-inf")), -1)    # NaN in a text without any
     votes = shares.nan_to_num(0.0).sum(1).masked_fill(~candidate, float("-inf"))
-    short = n <= n_init + k_top + n_local
-    kept = (top_k(votes, k_top) | (key < n_init) | (key >= n - n_local) | short) & (key < n)
+    kept = (top_k(votes, k_top) | (key < n_init) | (key >= n - n_local)) & (key < n)        # a short text: all of it
     most = min(n_init + k_top + n_local, s)
     order = torch.where(kept, key, s).sort(-1).values[:, :most]
     return torch.where(order < s, order, -1)
