@@ -28,8 +28,19 @@ export function amount(x) {
 }
 const share = (x) => `${fixedEven(100 * x, x >= 0.01 ? 0 : 1)} %`;
 
+/** What is true of a whole trace, found once: kinds and groups that occur, busy time, end. */
+const FACTS = new WeakMap();
+function facts(trace) {
+  if (!FACTS.has(trace)) {
+    const { end, kind, group } = trace.arrays, kinds = new Set(kind);
+    FACTS.set(trace, { end: end.reduce((a, b) => Math.max(a, b), 0), busy: busyTime(trace), used: WORDS.filter((_, i) => kinds.has(i)),
+      groups: [...new Set(group)].filter((g) => g >= 0).sort((x, y) => x - y) });
+  }
+  return FACTS.get(trace);
+}
+
 /** When the last interval ends. */
-export const lastEnd = (trace) => trace.arrays.end.reduce((a, b) => Math.max(a, b), 0);
+export const lastEnd = (trace) => facts(trace).end;
 
 /** Time spent on intervals that count as busy, until `upto`, all lanes together. */
 export function busyTime(trace, upto = Infinity) {
@@ -567,12 +578,11 @@ export default figure({
     const { arrays: a, subject: s } = trace;
     if (a.level) return `${amount(a.level[step])}${s.capacity ? ` of ${amount(s.capacity)}` : ""} held${a.moved ? `, ${amount(a.moved[step])} moved` : ""}`;
     const whole = lastEnd(trace);
-    return `${amount(whole)} ${s.unit} long, ${s.lane_word}s ${share(busyTime(trace) / (s.lanes.length * whole || 1))} busy`;
+    return `${amount(whole)} ${s.unit} long, ${s.lane_word}s ${share(facts(trace).busy / (s.lanes.length * whole || 1))} busy`;
   },
   legend({ trace }) {
-    const { arrays: a, subject: s } = trace, byGroup = (s.colour || (a.group.some((g) => g >= 0) ? "group" : "kind")) === "group";
-    const used = WORDS.filter((_, i) => a.kind.includes(i)), keys = [];
-    const groups = [...new Set(a.group)].filter((g) => g >= 0).sort((x, y) => x - y);
+    const { arrays: a, subject: s } = trace, { used, groups } = facts(trace), keys = [];
+    const byGroup = (s.colour || (groups.length ? "group" : "kind")) === "group";
     if (byGroup && groups.length <= 6) for (const g of groups) keys.push({ node: sample(`s${g % COLOURS}`, "fill"), label: groupName(trace, g) });
     else if (byGroup) keys.push({ node: sample("s0", "fill"), label: `colour: ${s.group_word || "group"}` });
     if (!byGroup || used.length > 1) for (const word of used) keys.push({ node: sample(byGroup ? "muted" : INTERVALS[word][0], INTERVALS[word][1]), label: word });
