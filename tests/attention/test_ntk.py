@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.museum.attention.ntk import undivided
 from tutor.attention.dense import attend, causal_pairs, logits, positions
 from tutor.attention.methods.ntk import NTK, Summary, fit, log_elu, ntk_attend, read, summarise
 from tutor.attention.partial import merge
@@ -87,6 +88,14 @@ def test_logits_of_a_thousand_stay_finite(features):
     assert part.o.isfinite().all() and part.lse.isfinite().all()
     far = read(big[0], summarise(big[1], v))
     assert far.o.isfinite().all() and far.lse.isfinite().all()
+
+
+def test_the_formula_of_the_demo_overflows_where_the_merge_does_not():
+    q, k, v = (x.float() for x in make())
+    kp, vp = k[:, :, :3] + 0.5, v[:, :, :3]
+    torch.testing.assert_close(undivided(q, k, v, kp, vp), ntk_attend(q, k, v, summarise(kp, vp)).o, rtol=1e-4, atol=1e-5)
+    assert undivided(100 * q, k, v, kp, vp).isnan().any()
+    assert ntk_attend(100 * q, k, v, summarise(kp, vp)).o.isfinite().all()
 
 
 def test_rows_of_the_prefix_are_exact_and_later_rows_meet_the_summary():

@@ -158,8 +158,8 @@ CLAIMS = (
           Expected("not_here", {"dropped": Number(0.05, 0.14, "nats a token"), "sum": Number(3.5, 5.6, "nats a token"),
                                 "fit": Number(0.15, 0.32, "nats a token"), "rows_4": Number(0.06, 0.16, "nats a token"),
                                 "rows_32": Number(0.05, 0.15, "nats a token")}, "2026-11-23", machine=MACHINE),
-          stops="Fitted layer by layer to 128 rows of the exact model, not trained through it: the errors of 30 layers add up, and "
-                "the fit costs more than no prefix at all, which this text hardly misses. One text, 127 tokens: read it as "
+          stops="Fitted layer by layer to 128 rows of the exact model, not trained through it: the errors of 30 layers add up, "
+                "and the fit costs more than no prefix at all, which this text hardly misses. One text, 127 tokens: read it as "
                 "an order, not as figures.",
           needs="model"),
 )

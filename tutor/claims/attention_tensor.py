@@ -55,8 +55,8 @@ def match3_needs_pairs() -> Measured:
     wins = numbers["tensor_trained_4_mod_11"] > numbers["matrix_trained_4_mod_11"] + 0.02
     found = numbers["tensor_trained_8_mod_53"] > 0.9
     return Measured(("holds" if wins and found else "in_part") if able else "not_here", numbers,
-                    f"Built by hand, one tensor attention judges {right:.0%} of the tokens right (16 numbers modulo 257). Trained "
-                    f"on 4 numbers modulo 11 it reaches {numbers['tensor_trained_4_mod_11']:.0%}, matrix attention "
+                    f"Built by hand, one tensor attention judges {right:.0%} of the tokens right (16 numbers modulo 257). "
+                    f"Trained on 4 numbers modulo 11 it reaches {numbers['tensor_trained_4_mod_11']:.0%}, matrix attention "
                     f"{numbers['matrix_trained_4_mod_11']:.0%}; on 8 modulo 53, {numbers['tensor_trained_8_mod_53']:.0%} and "
                     f"{numbers['matrix_trained_8_mod_53']:.0%}.")
 
@@ -126,8 +126,8 @@ CLAIMS = (
                                "matrix_trained_8_mod_53": Number(0.5, 0.59, "judged right"),
                                "tensor_trained_8_mod_53": Number(0.52, 0.61, "judged right"),
                                "always_yes_8_mod_53": Number(0.47, 0.54, "judged right")}, "2026-11-23", machine=MACHINE),
-          stops="Being able to is not learning to: built by hand, pairs are always right; trained from random weights they win on the "
-                "small task, and find no solution of the larger one in 300 steps. That single keys cannot is a theorem, not "
-                "what one small training run shows.",
+          stops="Being able to is not learning to: built by hand, pairs are always right; trained from random weights they win "
+                "on the small task, and find no solution of the larger one in 300 steps. That single keys cannot is a theorem, "
+                "not what one small training run shows.",
           needs=""),
 )
