@@ -40,7 +40,7 @@ def fewer_scores_same_keys() -> Measured:
 
 
 CLAIMS = (
-    Claim("squeezed-hierarchical.fewer-scores-same-keys", "attention", "squeezed_hierarchical",
+    Claim("squeezed_hierarchical.fewer-scores-same-keys", "attention", "squeezed_hierarchical",
           "A hierarchical look-up cuts the cost of finding the important keys while it finds about the same ones.",
           "Hooper et al. 2024, section 4.3 (section unverified)", fewer_scores_same_keys,
           Expected("holds", {
