@@ -5,7 +5,8 @@ from tests.mutants.mutant import Mutant
 FILE, TESTS = "tutor/kernels/lightning.py", "tests/kernels/test_lightning.py -k 'not compiles'"
 
 MUTANTS = [
-    Mutant("lightning kernel: the state is one decay too old", FILE, "since = tl.exp(-s * (r + 1))", "since = tl.exp(-s * r)", TESTS),
+    Mutant("lightning kernel: the state is one decay too old", FILE,
+           "since = tl.exp(-s * (r + 1))", "since = tl.exp(-s * r)", TESTS),
     Mutant("lightning kernel: the last block fades as if it were full", FILE, "return mask, since, until, tl.exp(-s * left)",
            "return mask, since, until, tl.exp(-s * BLOCK)", TESTS),
     Mutant("lightning kernel: a key sees later queries' decay", FILE,

@@ -17,7 +17,8 @@ Differs     The paper keeps its state one decay apart and multiplies by powers o
             One decay per KV head: query heads that share keys share the state (a decay for each query head would need
             a state for each). No gradient for s, which is fixed in training. Norm and gate of the layer are left out.
             The result has no log-sum-exp: there is no softmax, parts of the past simply add.
-See also    flash (softmax in tiles), transnormer (a layer around it), tutor/kernels/lightning.py, tests/attention/test_lightning.py
+See also    flash (softmax in tiles), tutor/attention/transnormer.py (a layer around it), tutor/kernels/lightning.py,
+            tests/attention/test_lightning.py
 """
 
 from __future__ import annotations
