@@ -1,11 +1,13 @@
 """The timeline: its arithmetic against Python, its pixels by hand, its sentence, its picture with no kernel, its speed."""
 
+import doctest
 from html import unescape
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+import tutor.timeline
 from tests.browser import overflow, served
 from tests.widgets.harness import picture, ready, sentence, set_dial, settle, write_page
 from tests.widgets.look import barriers
@@ -47,6 +49,11 @@ def tiny() -> Recorder:
 
 
 # ---------------------------------------------------------------------------------------------------------- recording
+def test_the_examples_of_the_docstring_are_true():
+    found = doctest.testmod(tutor.timeline)
+    assert found.failed == 0 and found.attempted >= 10
+
+
 def test_a_schedule_by_hand():
     trace = tiny().finish()
     assert trace.arrays["time"].tolist() == [0, 2, 3, 4] and trace.steps == 4
