@@ -85,6 +85,35 @@ def the_middle_misses_the_sink() -> Measured:
                     f"is kept; if the first speaks, {numbers['sink_read_first']:.0%} and {numbers['mass_first']:.0%}.")
 
 
+def locality_predicts_recall() -> Measured:
+    """Per head: correlation of the scores of keys 8 apart, and the share of the 64 heaviest keys that 128 kept keys hold."""
+    import torch
+
+    from tutor.attention.methods.hip import HiP
+    from tutor.attention.selection import topk_recall
+    from tutor.data import capture
+
+    recorded, alike, recall = capture("reference_4096"), [], []
+    rows = torch.linspace(1024, len(recorded) - 1, 16).long()
+    for layer in recorded.layers:
+        q, k = recorded.q(layer)[:, :, rows], recorded.k(layer)
+        s = q[0] @ k[0, :, :1024].repeat_interleave(3, 0).mT                              # (Hq, rows, 1024)
+        s = s - s.mean(-1, keepdim=True)
+        near, far = s[..., :-8], s[..., 8:]
+        alike.append(((near * far).sum(-1) / (near.norm(dim=-1) * far.norm(dim=-1))).mean(-1))
+        sel = HiP(128, bq=1).select(q, k, pos_q=rows)[0]
+        recall.append(topk_recall(q, k, sel, 64)[0].double().mean(-1))
+    alike, recall = torch.cat(alike), torch.cat(recall)
+    rank = lambda x: x.argsort().argsort().double()
+    local = alike > alike.median()
+    numbers = {"rank_correlation": float(torch.corrcoef(torch.stack([rank(alike), rank(recall)]))[0, 1]),
+               "recall_local_heads": float(recall[local].mean()), "recall_other_heads": float(recall[~local].mean())}
+    return Measured("holds" if numbers["rank_correlation"] > 0.7 else "not_here", numbers,
+                    f"Over 27 heads, how alike keys 8 apart score and how many of the 64 heaviest keys HiP finds have a rank "
+                    f"correlation of {numbers['rank_correlation']:.2f}: {numbers['recall_local_heads']:.0%} in the more local "
+                    f"half of the heads, {numbers['recall_other_heads']:.0%} in the other.")
+
+
 CLAIMS = (
     Claim("hip.scored-keys-grow-as-t-log-t", "attention", "hip",
           "Choosing keys by halving takes O(T log T) time for a text of T tokens.",
@@ -119,4 +148,13 @@ CLAIMS = (
               "sink_read_middle": Number(0.03, 0.12, "of the query blocks")}, "2026-11-23", machine=MACHINE),
           stops="It is about the sink alone: key 0 is the first of its half in every round, and the middle of none until the "
                 "last. With sinks kept unasked, as in release 1.2, it need not matter.", needs="capture"),
+    Claim("hip.locality-predicts-recall", "attention", "hip",
+          "If scores are correlated with distance, each halving keeps the better half more often than not.",
+          "Lee et al. 2024, section 3 and its analysis (unverified)", locality_predicts_recall,
+          Expected("holds", {
+              "rank_correlation": Number(0.86, 0.92),
+              "recall_local_heads": Number(0.88, 0.92, "of the 64 heaviest keys"),
+              "recall_other_heads": Number(0.64, 0.69, "of the 64 heaviest keys")}, "2026-11-23", machine=MACHINE),
+          stops="Single queries, each with a list of its own. A key that is unlike its neighbours, a needle, is found only where "
+                "it happens to speak, however heavy it is.", needs="capture"),
 )
