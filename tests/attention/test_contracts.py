@@ -114,7 +114,7 @@ def test_a_method_names_bad_tensors(entry, qkv):
         method.select(q[:, :3], k)
 
 
-DOES = {"selector": "select", "convolution": "conv", "recurrent": "run"}
+DOES = {"selector": "select", "convolution": "conv", "recurrent": "run", "layer": "forward"}
 
 
 def test_every_method_of_the_family_chooses_or_attends_or_says_what_it_does():

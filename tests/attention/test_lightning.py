@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutor.attention.methods.lightning import Lightning, lightning_backward, naive, recurrence, recurrent_step, slopes
+from tutor.attention.methods.lightning import Lightning, lightning_backward, naive, recurrence, recurrent_step, slopes, tiled
 
 COVERS = ("attention.lightning",)
 
@@ -26,6 +26,12 @@ def make(seed=0, b=2, hq=4, hkv=2, t=11, d=4, dv=3):
 def close(found, want, tol=1e-12):
     for x, y in zip(found, want, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=tol)
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 11, 64])
+def test_tiles_of_the_quadratic_form_are_the_definition(block):
+    q, k, v, s, _ = make()
+    close([tiled(q, k, v, s, block=block)], [naive(q, k, v, s).o])
 
 
 def test_by_hand():

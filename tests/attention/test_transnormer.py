@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tutor.attention.methods.lightning import naive, slopes
-from tutor.attention.transnormer import TransNormer, TransNormerLayer, srms_norm
+from tutor.attention.methods.transnormer import TransNormer, TransNormerLayer, srms_norm
+
+COVERS = ("attention.transnormer",)
 
 
 def test_the_norm_by_hand():

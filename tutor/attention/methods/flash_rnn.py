@@ -96,7 +96,8 @@ class Recurred(NamedTuple):
     last: Tensor
 
 
-@method("flash_rnn", "attention", "FlashRNN", paper="poppel2024flashrnn", kernel="rnn", flags=("recurrent",))
+@method("flash_rnn", "attention", "FlashRNN", paper="poppel2024flashrnn", kernel="tutor.kernels.rnn.rnn",
+        flags=("recurrent",))
 @dataclass(frozen=True)
 class FlashRNN:
     """A recurrent network with `cell` in elman, lstm, gru, slstm."""

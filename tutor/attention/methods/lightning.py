@@ -17,7 +17,7 @@ Differs     The paper keeps its state one decay apart and multiplies by powers o
             One decay per KV head: query heads that share keys share the state (a decay for each query head would need
             a state for each). No gradient for s, which is fixed in training. Norm and gate of the layer are left out.
             The result has no log-sum-exp: there is no softmax, parts of the past simply add.
-See also    flash (softmax in tiles), tutor/attention/transnormer.py (a layer around it), tutor/kernels/lightning.py,
+See also    flash (softmax in tiles), transnormer (a layer around it), tutor/kernels/lightning.py,
             tests/attention/test_lightning.py
 """
 
@@ -77,7 +77,7 @@ def slopes(heads: int, layer: int = 0, layers: int = 1) -> Tensor:
     return fade * 2.0 ** (-8 * torch.arange(1, heads + 1, dtype=torch.float64) / heads)
 
 
-# ------------------------------------------------------------------------------------- one definition, three forms
+# ------------------------------------------------------------------------------------- one definition, four forms
 
 def naive(q: Tensor, k: Tensor, v: Tensor, s: Tensor, *, state: Tensor | None = None) -> Attended:
     """The definition, with its T x T matrix: quadratic, and the truth for the other two forms."""
@@ -117,7 +117,26 @@ def recurrence(q: Tensor, k: Tensor, v: Tensor, s: Tensor, *, state: Tensor | No
     return Attended(o.to(q.dtype), state)
 
 
-@method("lightning", "attention", "Lightning Attention-2", paper="qin2024lightning2", kernel="lightning",
+def tiled(q: Tensor, k: Tensor, v: Tensor, s: Tensor, *, block: int = 64) -> Tensor:
+    """The first Lightning Attention: `naive` in tiles, without a state. No T x T matrix, but every tile below the diagonal.
+
+    Operations still grow with the square of the text; what the second version changed is all tiles but the diagonal ones.
+    """
+    dtype, kv_heads = q.dtype, k.shape[1]
+    q_, k_, v_, s, _ = _ready(q, k, v, s, None)
+    outputs = []
+    for i, qb in enumerate(q_.split(block, 2)):
+        rows, t = stack_groups(qb, kv_heads), i * block + torch.arange(qb.shape[2], device=q.device)
+        o = 0
+        for j, (kb, vb) in enumerate(zip(k_.split(block, 2)[:i + 1], v_.split(block, 2))):
+            gap = t[:, None] - j * block - torch.arange(kb.shape[2], device=q.device)      # (L, Lk)
+            fade = torch.exp(-s[:, None, None] * gap.clamp(min=0)) * (gap >= 0)            # (Hkv, L, Lk)
+            o = o + (rows @ kb.transpose(-1, -2) * fade.repeat(1, q.shape[1] // kv_heads, 1)) @ vb
+        outputs.append(o.reshape(*qb.shape[:-1], v.shape[3]))
+    return torch.cat(outputs, 2).to(dtype)
+
+
+@method("lightning", "attention", "Lightning Attention-2", paper="qin2024lightning2", kernel="tutor.kernels.lightning.lightning",
         flags=("attends", "linear", "exact"), grid=({"block": 16}, {"block": 64}, {"block": 256}))
 @dataclass(frozen=True)
 class Lightning:

@@ -1,13 +1,16 @@
-"""A small TransNormer: what stands around Lightning attention in a language model.
+"""TransNormer: what stands around Lightning attention in a language model.
 
 Idea        Without softmax nothing keeps the output in scale, so a norm over all heads follows it; and without a denominator
             a head cannot say "nothing found", so a gate does.
 Rule        q, k, v = SiLU(W x);  y = lightning(q, k, v);  x <- x + W_o (gate(x) * norm(y)), gate a low-rank sigmoid;
             x <- x + (W_1 x * W_2 x) W_3 (SGLU);  norm(x) = x / (|x| / sqrt(d)) (SRMSNorm, no weights), before each part.
             Decays: `slopes(heads, layer, layers)`, the first layer forgets most, the last hardly at all.
-Paper       Qin et al. 2024 (TransNormerLLM), sections 3.1 and 3.2; section numbers unverified.
+Cost        Constant per token at any length; to go on, a layer needs one (D, D) state for each head.
+Paper       Qin et al. 2024, Various Lengths, Constant Speed, section 3 (the architecture, first given for TransNormerLLM);
+            section number unverified.
 Differs     The rotation of queries and keys in the first layer (LRPE; "only there" is unverified) is left out: decay tells
             near from far. Sizes are those of a lesson.
+See also    lightning (what mixes the tokens), tests/attention/test_transnormer.py
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, sigmoid, silu
 
 from tutor.attention.methods.lightning import Lightning, slopes
+from tutor.catalog import method
 
 
 def srms_norm(x: Tensor) -> Tensor:
@@ -24,6 +28,7 @@ def srms_norm(x: Tensor) -> Tensor:
     return x * x.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
 
 
+@method("transnormer", "attention", "TransNormer layer", paper="qin2024various", flags=("layer",))
 class TransNormerLayer(nn.Module):
     """One layer: `(B, T, width) -> (B, T, width)`, and the state `(B, heads, D, D)` that continues the text.
 
