@@ -71,20 +71,26 @@ class Timeline(TutorWidget):
         still.rect(gutter, 0, wide, tall * len(lanes), "soft")
         for i in range(0, len(lanes), int(np.ceil(13 / tall))):
             still.text(gutter - 6, tall * (i + 0.5) + 4, lanes[i], 11, "muted", text_anchor="end")
-        drawn = set()
+        drawn, boxes = set(), []
         for i in range(len(a["lane"])):
             left, right = x(a["start"][i]), x(a["end"][i])
             cell = (int(a["lane"][i]), round(2 * left), round(2 * right))
             if cell not in drawn:                                  # finer than half a pixel: already there
                 drawn.add(cell)
-                box = (left, tall * float(a["lane"][i]), max(right - left - 1, 0.6), max(tall - 1, 0.8))
-                self._box(still, trace, i, box, bool(a["start"][i] < now))
+                top, w, h, cut = tall * float(a["lane"][i]), max(right - left - 1, 0.6), max(tall - 1, 0.8), x(now) - left
+                if cut < w:                                        # to come, or partly
+                    self._box(still, trace, i, (left, top, w, h), False)
+                if cut > 0:
+                    self._box(still, trace, i, (left, top, min(w, cut), h), True)
+                boxes.append((i, (left, top, w, h), cut))
         for i, j in a.get("arrows", ())[:120]:
             far = a["start"][j] if a["start"][j] >= a["end"][i] - 1e-6 else max(a["end"][i], a["end"][j])
             (x1, y1), (x2, y2) = (x(a["end"][i]), tall * (a["lane"][i] + 0.5)), (x(far), tall * (a["lane"][j] + 0.5))
             still.path(f"M{x1:.1f} {y1:.1f}C{x1 + 9:.1f} {y1:.1f} {x2 + 9:.1f} {y2:.1f} {x2:.1f} {y2:.1f}", max(y1, y2),
                        fill="none", stroke=mix("ink", 0.8 if a["end"][i] <= now else 0.3))
             still.circle(x2, y2, 2, mix("ink", 0.8))
+        for i, box, cut in boxes:
+            self._label(still, trace, i, box, cut)
 
         floor = tall * len(lanes)
         base = floor + 72
@@ -131,11 +137,17 @@ class Timeline(TutorWidget):
             still.path(path, top + h, fill="none", stroke=tone, **dots)
         if "marked" in a and a["marked"][i] and min(w, h) >= 4:
             still.rect(left + 0.7, top + 0.7, w - 1.4, h - 1.4, "none", stroke=mix("ink", 1 if done else 0.3), stroke_width=1.4)
-        s = trace.subject
+
+    def _label(self, still: Still, trace: Trace, i: int, box: tuple[float, float, float, float], cut: float) -> None:
+        """The words inside an interval, on a patch of paper unless its ground is plain; `cut` is how much of it is done."""
+        s, (left, top, w, h), group = trace.subject, box, int(trace.arrays["group"][i])
+        plain = INTERVALS[WORDS[trace.arrays["kind"][i]]][1] == "fill"
         texts = [s["labels"][i]] if s.get("labels") else []
-        texts += [s["groups"][group], str(group)] if s.get("groups") and group >= 0 else []
+        texts += [s["groups"][group], str(group)] if s.get("groups") and group >= 0 and plain else []
         text = next((text for text in texts if text and text_width(text, 10) < w - 6), "")
         if text and h > 11:
-            if not plain:
-                still.rect(left + 2, top + 2, text_width(text, 10) + 5, h - 4, "paper")
-            still.text(left + 4, top + h / 2 + 3.5, text, 10, "paper" if plain and done else "ink")
+            wide = text_width(text, 10) + 5
+            split = 0 < cut < wide + 2
+            if not plain or split:
+                still.rect(left + 2, top + 2, wide, h - 4, "paper")
+            still.text(left + 4, top + h / 2 + 3.5, text, 10, "paper" if plain and cut > 0 and not split else "ink")
