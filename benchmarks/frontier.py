@@ -126,6 +126,7 @@ def write(kept: dict[str, dict]) -> None:
     kept = {name: dict(sorted(layers.items(), key=lambda item: int(item[0]))) for name, layers in kept.items() if layers}
     content = {"question": "mass and error of every selector against keys scored and read",
                "text": "Python language reference, 4 096 tokens", "rows": ROWS, "seed": SEED,
+               "layers": sorted({int(layer) for layers in kept.values() for layer in layers}),
                "date": datetime.now(UTC).date().isoformat(), "machine": "2-core laptop-class CPU", "torch": torch.__version__,
                "points": joined(kept), "methods": kept}
     partial = RESULTS.with_suffix(".part")
