@@ -1,4 +1,4 @@
-"""A map of 8 192 tokens pans and zooms smoothly, and stays small."""
+"""Maps of 8 192 real tokens and of 16 384 made-up rows pan and zoom smoothly, and stay small."""
 
 import numpy as np
 import pytest
@@ -48,9 +48,29 @@ def long_trace(n: int = 8192, D: int = 64, cells: int = 128) -> AttentionGrid:
                            overview=np.tril(np.full((1, cells, cells), 120, np.uint8)))
 
 
-def test_a_long_text_pans_smoothly(open_page, tmp_path, monkeypatch, record_property):
+def real_trace(n: int = 8192, layer: int = 20, head: int = 6):
+    """One head of the real model over the first `n` tokens of the Python language reference."""
+    import torch
+
+    import tutor
+    from tutor import texts
+    from tutor.attention.frontier import grid_trace
+    from tutor.model.capture import capture
+
+    model = tutor.load()
+    read = capture(model, torch.tensor(model.tokenizer.encode(texts.reference())[:n]), [layer])
+    return grid_trace(read.q(layer), read.k(layer), read.tokens, [(layer, head)])
+
+
+TEXTS = [pytest.param(lambda: long_trace(8192), id="synthetic-8192"),
+         pytest.param(lambda: long_trace(16384, D=48), id="synthetic-16384"),
+         pytest.param(real_trace, id="real-8192", marks=pytest.mark.model)]
+
+
+@pytest.mark.parametrize("make", TEXTS)
+def test_a_long_text_pans_smoothly(make, open_page, tmp_path, monkeypatch, record_property):
     monkeypatch.setenv("TUTOR_ASSETS", str(tmp_path))
-    widget = AttentionGrid(long_trace(), file="long")
+    widget = AttentionGrid(make(), file="long")
     assert (tmp_path / "traces" / widget.file).stat().st_size <= 2 * 2 ** 20     # at most 2 MB for a head
     assert widget.nbytes <= 200 * 1024                                           # and 200 kB in the page
     with served(tmp_path) as address:
