@@ -132,8 +132,8 @@ def test_every_method_beats_random_keys_on_real_heads():
     table = frontier(tuple(x[:, :, :1024] for x in (recorded.q(layer), recorded.k(layer), recorded.v(layer))), rows=16)
     blind = table.series("random_k")
     for point in table.points:
-        if {"control", "exact"} & catalog.get("attention", point["method"]).flags or point["load"] > 0.95:
-            continue                                       # nothing to choose, or nearly nothing left out
+        if {"control", "exact"} & catalog.get("attention", point["method"]).flags or point["load"] > 0.5:
+            continue                                       # nothing to choose, or most of a short text is read
         chance = np.interp(point["load"], [0] + [p["load"] for p in blind], [0] + [p["mass"] for p in blind])
         told = f"{point['method']} {point['params']} keeps {point['mass']:.3f}, random keys {chance:.3f}"
         assert point["mass"] > chance, told

@@ -113,5 +113,5 @@ print(len(catalog.methods("attention")) >= 7)
 
 
 def test_an_unknown_kernel_is_named():
-    with pytest.raises(AttributeError, match="no attribute 'flush'; kernels: flash"):
+    with pytest.raises(AttributeError, match="no attribute 'flush'; kernels: .*flash"):
         kernels.flush  # noqa: B018
