@@ -225,4 +225,5 @@ def test_a_move_in_words():
     assert told.arrays["level"][:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 6, 5, 4]
     assert told.subject["labels"][:6] == ["q 0", "", "", "", "k 0", "v 0"]
     wide = trace("flash2", *make(6, 4), 60)
-    assert wide.subject["labels"][0] == "q 0-3" and wide.subject["lanes"] == ["q", "k", "v", "s", "o", "m", "l"]
+    assert [label for label in wide.subject["labels"] if label.startswith("q")] == ["q 0-3", "q 4-5"]
+    assert wide.subject["lanes"] == ["q", "k", "v", "s", "o", "m", "l"]

@@ -127,6 +127,12 @@ def test_large_logits_send_no_nan_back():
     assert all(torch.isfinite(x).all() for x in flash_backward(q * 30, k * 30, v, part.o, part.lse, do))
 
 
+def test_keys_that_are_not_there_do_not_outweigh_very_negative_logits(poison):
+    """All logits near -400: a missing key, whose products are 0, would weigh e^400 against them."""
+    q, k, v, do = make((1, 2, 1, 20, 35, 16, 16), torch.float32)[0]
+    check(q * 0.1 + 10, k * 0.1 - 16, v, do, causal=False)
+
+
 def test_the_reference_says_the_same_and_twice_gives_the_same_bits():
     (q, k, v, do), dlse = make((1, 6, 2, 37, 50, 64, 64), torch.float32)
     part = flash_attention(q, k, v)

@@ -133,7 +133,7 @@ def _delta_kernel(o_ptr, do_ptr, dlse_ptr, delta_ptr, stride_ob, stride_oh, stri
 @triton.jit
 def _dkdv_tile(dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, stride_qt, stride_qd, stride_gt, stride_gd, start, keys,
                T, S, scale_log2, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-               BLOCK_M: tl.constexpr, DOT_F32: tl.constexpr, MASKED: tl.constexpr):
+               BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, DOT_F32: tl.constexpr, MASKED: tl.constexpr):
     """Add what BLOCK_M query rows send to a key block; everything transposed: tiles are (BLOCK_N, BLOCK_M)."""
     local, dims, dims_v = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     rows = start + local
@@ -149,7 +149,10 @@ def _dkdv_tile(dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, stride_qt, strid
     delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
     s = _dot(k, q, DOT_F32) * scale_log2                                                            # (BLOCK_N, BLOCK_M)
     if MASKED:
-        s = tl.where(keys[:, None] <= (S - T + rows)[None, :], s, float("-inf"))
+        allowed = keys[:, None] < S
+        if CAUSAL:
+            allowed = allowed & (keys[:, None] <= (S - T + rows)[None, :])
+        s = tl.where(allowed, s, float("-inf"))
     p = tl.exp2(s - lse[None, :])
     dv += _dot(p.to(do.dtype), do, DOT_F32)
     dp = _dot(v, tl.trans(do), DOT_F32)
@@ -166,7 +169,7 @@ def _dkdv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr
                  Hq, Hkv, T, S, scale_log2, scale,
                  D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                  BLOCK_DV: tl.constexpr, CAUSAL: tl.constexpr, DOT_F32: tl.constexpr, SIZE: tl.constexpr):
-    """One program: BLOCK_N keys of one KV head, over all rows of all its query heads. Keys beyond S are not stored."""
+    """One program: BLOCK_N keys of one KV head, over all rows of all its query heads."""
     first_key = tl.program_id(0) * BLOCK_N
     batch, kv_head = (tl.program_id(1) // Hkv).to(tl.int64), (tl.program_id(1) % Hkv).to(tl.int64)
     first64, group = tl.cast(first_key, tl.int64), Hq // Hkv
@@ -185,6 +188,7 @@ def _dkdv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr
     if CAUSAL:
         some_see = tl.maximum(first_key - (S - T), 0) // BLOCK_M * BLOCK_M
         all_see = tl.cdiv(tl.maximum(first_key + BLOCK_N - 1 - (S - T), 0), BLOCK_M) * BLOCK_M
+    all_see = tl.where(first_key + BLOCK_N > S, tl.cdiv(T, BLOCK_M) * BLOCK_M, all_see)              # some keys are missing
     q_ptr += batch * stride_qb + kv_head * group * stride_qh
     do_ptr += batch * stride_gb + kv_head * group * stride_gh
     lse_ptr += (batch * Hq + kv_head * group) * T
@@ -192,10 +196,10 @@ def _dkdv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr
     for _ in range(group):                                                # the gradients of a group are summed here
         for start in range(some_see, tl.minimum(all_see, T), BLOCK_M):
             dk, dv = _dkdv_tile(dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, stride_qt, stride_qd, stride_gt, stride_gd,
-                                start, keys, T, S, scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, DOT_F32, True)
+                                start, keys, T, S, scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, CAUSAL, DOT_F32, True)
         for start in range(all_see, T, BLOCK_M):
             dk, dv = _dkdv_tile(dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, stride_qt, stride_qd, stride_gt, stride_gd,
-                                start, keys, T, S, scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, DOT_F32, False)
+                                start, keys, T, S, scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, CAUSAL, DOT_F32, False)
         q_ptr += stride_qh
         do_ptr += stride_gh
         lse_ptr += T
