@@ -30,12 +30,13 @@ def head_browser() -> str:
     with torch.no_grad():
         found = model.forward(capture.ids[:512].long()[None], collect=("q", "k"), logits="none").collected
     q, k = ({layer: x.float() for layer, x in found[name].items()} for name in ("q", "k"))
-    sinks = torch.stack([probs(q[layer][:, :, -128:], k[layer], dtype=torch.float32)[0, :, :, :4].sum(-1).mean(-1) for layer in q])
+    seen = (probs(q[layer][:, :, -128:], k[layer], dtype=torch.float32)[0] for layer in q)          # (Hq, 128, 512) each
+    sinks = torch.stack([a[:, :, :4].sum(-1).mean(-1) for a in seen])
     begin = int((sinks.mean(-1) > 0.2).int().argmax())
     figure = HeadBrowser(head_atlas(q, k, capture.tokens[:512], measures={"on the first 4 keys": sinks}), step=20 * 9 + 6,
                          title="All 270 heads of the real model read 512 tokens of the Python language reference",
-                         caption=f"From layer {begin} on the first column is dark: the heads rest {sinks[begin:].mean():.0%} of their "
-                                 f"attention on the first four tokens, before it {sinks[:begin].mean():.0%}.")
+                         caption=f"From layer {begin} on the first column is dark: the heads rest {sinks[begin:].mean():.0%} of "
+                                 f"their attention on the first four tokens, before it {sinks[:begin].mean():.0%}.")
     return figure.still(width=960)
 
 

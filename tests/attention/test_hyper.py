@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.museum.attention import hyper as museum
-from tutor.attention.dense import attend, causal_mask, causal_pairs, logits, positions
+from tutor.attention.dense import attend, causal_mask, causal_pairs, positions
 from tutor.attention.methods.hyper import Hyper, gray_rank, hardness, hash_bins
 from tutor.attention.partial import merge
 
