@@ -48,6 +48,7 @@ const MARKS = [
 ];
 const DASHES = ["", "6 3", "2 3"];
 const COLOURS = 8;
+const GAP = 27;                   // from one name beside the chart to the next
 const number = (v) => (v === 0 ? "0" : Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3 ? v.toExponential(1).replace("e+", "e") : String(Number(v.toPrecision(3))));
 const markOf = (s, r) => MARKS[s % MARKS.length](r);
 const dashOf = (s) => DASHES[Math.floor(s / COLOURS) % DASHES.length] || null;
@@ -116,7 +117,8 @@ export default figure({
       draw(state) {
         const { trace, settings, step, width } = state, { x, y, lo, hi } = trace.arrays, { names: all, x_label, y_label, better = "high", bounds = [] } = trace.subject;
         const wide = width >= 600, right = wide ? Math.min(220, 56 + 7.4 * Math.max(...all.map((n) => n.length))) : 14;
-        const w = width, tall = Math.round(Math.max(250, Math.min(400, (w - right) * 0.6)));
+        const w = width, room = wide ? 30 + GAP * all.length : 0;                       // names beside the chart need their height
+        const tall = Math.round(Math.max(250, room, Math.min(400, (w - right) * 0.6)));
         const inner = { left: 46, right: w - right, top: 30, bottom: tall - 46 };
         const ax = axis(x, settings.log_x, inner.left + 6, inner.right - 6, Math.max(2, (inner.right - inner.left) / 90));
         const ay = axis([...lo, ...hi, ...y], settings.log_y, inner.bottom, inner.top, Math.max(3, (inner.bottom - inner.top) / 56));
@@ -168,7 +170,7 @@ export default figure({
         box.classList.toggle("tw-wide", wide);
         const wishes = all.map((_, s) => { const mine = of(state, s); const mean = mine.reduce((sum, i) => sum + ay.at(trace.arrays.y[i]), 0) / Math.max(1, mine.length);
           return mine.length ? ay.at(trace.arrays.y[mine[mine.length - 1]]) + 0.001 * mean : inner.bottom; });     // equal ends: by height
-        const tops = spread(wishes, 27, inner.top - 8, Math.max(inner.bottom, inner.top + 27 * all.length));
+        const tops = spread(wishes, GAP, inner.top - 8, Math.max(inner.bottom, inner.top - 8 + GAP * (all.length - 1)));
         [...names.children].forEach((button, s) => {
           button.classList.toggle("tw-shown", s === shown);
           button.setAttribute("aria-pressed", String(s === state.step));
