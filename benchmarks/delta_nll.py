@@ -63,6 +63,7 @@ def main() -> None:
 
     model = tutor.load(dtype=torch.float32)
     ids = capture("reference_4096").ids[:TOKENS].long()
+    exact = model.nll(ids)
     known = {} if options.again or not RESULTS.exists() else json.loads(RESULTS.read_text(encoding="utf-8"))
     entries = {entry.name: entry for entry in selectors()}
     rows = [row for row in known.get("rows", []) if row["method"] in entries and row["params"] in entries[row["method"]].grid]
@@ -77,7 +78,7 @@ def main() -> None:
                 if any((row["method"], row["params"], row["layers"]) == (name, params, place) for row in rows):
                     continue
                 start = time.perf_counter()
-                found = delta_nll(model, ids, entries[name].build(**params), layers=layers)
+                found = delta_nll(model, ids, entries[name].build(**params), layers=layers, exact=exact)
                 rows.append({"method": name, "params": params, "layers": place, "load": load, "delta": found.delta,
                              "low": found.low, "high": found.high, "dense": found.dense, "sparse": found.sparse,
                              "seconds": round(time.perf_counter() - start, 1)})
