@@ -151,6 +151,13 @@ def test_slstm_stays_finite_where_exponentials_do_not(level):
     assert rnn(wx.float(), R.float(), b.float(), cell="slstm").states[:3].isfinite().all()
 
 
+def test_a_first_token_may_be_worth_next_to_nothing():
+    # m' = i = -800 and nothing is kept, whatever e^(log sigma(f) - i) = e^799 is: c = 1 * tanh(1/2), n = 1, y = c / 2.
+    wx = torch.tensor([-800.0, 0, 0.5, 0]).reshape(1, 1, 4, 1, 1)
+    last = rnn(wx, torch.zeros(4, 1, 1, 1), torch.zeros(4, 1, 1), cell="slstm").last.flatten()
+    assert last.tolist() == pytest.approx([math.tanh(0.5) / 2, math.tanh(0.5), 1, -800])
+
+
 @pytest.mark.parametrize("level", [60.0, 800.0])
 def test_slstm_keeps_an_important_token_through_unimportant_ones(level):
     # The first token writes tanh(1/2) with weight e^level, the next two with e^-level: the state stays tanh(1/2).

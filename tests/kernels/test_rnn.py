@@ -85,9 +85,10 @@ def test_every_entry_is_written(monkeypatch):
     assert not found.states.isnan().any() and not found.last.isnan().any()
 
 
-def test_large_gates_stay_finite():
+@pytest.mark.parametrize("level", [200, -200])
+def test_large_gates_stay_finite(level):
     wx, R, b, _ = make("slstm", (1, 3, 1, 16), torch.float32)
-    wx[:, :, :2] += 200
+    wx[:, :, :2] += level
     check("slstm", [wx, R, b, None])
 
 

@@ -162,7 +162,7 @@ def _rnn_kernel(wx_ptr, r_ptr, b_ptr, start_ptr, out_ptr, last_ptr, B, T, NH, CE
                     top = tl.maximum(i, kept)
                     if FRESH:                                      # the first token has nothing to keep
                         top = tl.where(t == 0, i, top)
-                    write, keep = tl.exp(i - top), tl.exp(kept - top)
+                    write, keep = tl.exp(i - top), tl.exp(tl.minimum(kept - top, 0.0))
                     c = keep * c + write * z
                     n = tl.maximum(keep * n + write, 1.0)
                     m = top

@@ -75,7 +75,8 @@ def _slstm(g, states):
     _, c, n, m = states
     kept = logsigmoid(g["f"]) + m
     top = torch.where((n == 0).all(), g["i"], torch.maximum(g["i"], kept))   # the first token has nothing to keep
-    write, keep = torch.exp(g["i"] - top), torch.exp(kept - top)
+    write = torch.exp(g["i"] - top)
+    keep = torch.exp((kept - top).clamp(max=0))    # above 0 at the first token only: infinity times an empty state is NaN
     c = keep * c + write * torch.tanh(g["z"])
     n = torch.clamp(keep * n + write, min=1.0)
     return torch.sigmoid(g["o"]) * c / n, c, n, top

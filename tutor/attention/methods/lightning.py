@@ -12,8 +12,9 @@ Cost        4 D Dv + 2 block (D + Dv) operations per token and head, whatever th
             Every row of q, k, v and o is moved once, the state twice a call. Softmax attention spends 2 n (D + Dv).
 Paper       Qin et al. 2024, Lightning Attention-2, section 3.2 (algorithm 1 forward, algorithm 2 backward);
             section numbers unverified.
-Differs     The paper keeps its state one decay apart and multiplies by powers of lambda and their inverse; here the state
-            is the one after the last token, so that a prefill in blocks can be handed to `recurrent_step` as it is.
+Differs     The paper writes powers of lambda and their inverse, and the published kernel keeps a state that has faded once
+            more, for the token to come (right by itself). Here the state is the one after the last token, so that a
+            prefill in blocks can be handed to `recurrent_step` as it is.
             One decay per KV head: query heads that share keys share the state (a decay for each query head would need
             a state for each). No gradient for s, which is fixed in training. Norm and gate of the layer are left out.
             The result has no log-sum-exp: there is no softmax, parts of the past simply add.
