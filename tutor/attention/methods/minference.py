@@ -10,7 +10,8 @@ Paper       Jiang et al. 2024, MInference 1.0, sections 3.2 and 3.3, algorithm 1
 Differs     Budgets are shares of the keys, so that a pattern found on 1 024 tokens serves 4 096. Five candidates in place
             of the paper's six (theirs unverified), each tuned to the same tiles head by head; judged on a few query
             blocks. Heads without a pattern: vertical-slash, as published; but when no pattern at all is given, the
-            first quarter of the text is searched, so that the rest is judged by patterns that never saw it.
+            first quarter of the text is searched, so that the rest is judged by patterns that never saw it; a quarter
+            too short for every candidate to run its budget compares nothing, and the default stays.
             The published search ends by replacing both other winners by vertical-slash
             (tests/museum/attention/minference.py).
 See also    streaming (the A-shape), vertical_slash, pooled_blocks; tests/attention/test_minference.py
@@ -237,7 +238,7 @@ class MInference(Selector):
         patterns, spent = (self.patterns, 0) if self.patterns else self._search_first_quarter(q, k, v, pos)
         if len(patterns) > hq:
             raise ValueError(f"{len(patterns)} patterns for {hq} query heads; pass those of one layer")
-        patterns = [*patterns, *[HeadPattern("vertical_slash", self.share / 2, self.share / 32)] * (hq - len(patterns))]
+        patterns = [*patterns, *[self._default] * (hq - len(patterns))]
         kept, total = torch.zeros(b, hq, t, s, dtype=torch.bool), Cost()
         for pattern in dict.fromkeys(patterns):                             # heads of one pattern together
             heads = torch.tensor([h for h, p in enumerate(patterns) if p == pattern])
@@ -257,7 +258,13 @@ class MInference(Selector):
         trial = q[:, :, rows], k[:, :, known], (k if v is None else v)[:, :, known]
         found = search(*trial, share=self.share, side=self.side, score="mass" if v is None else "output")
         dense = q.shape[0] * q.shape[1] * causal_pairs(pos[rows], known.stop)
-        return found.patterns, dense * (1 + len(found.candidates))
+        fair = found.error.isfinite().all(-1).tolist()         # a candidate that could not run its budget was not compared
+        return tuple(p if ok else self._default for p, ok in zip(found.patterns, fair)), dense * (1 + len(found.candidates))
+
+    @property
+    def _default(self) -> HeadPattern:
+        """What a head without a pattern runs."""
+        return HeadPattern("vertical_slash", self.share / 2, self.share / 32)
 
     def full(self, keys: int) -> MInference:
         return replace(self, patterns=(), share=1.0)
