@@ -22,7 +22,7 @@ MUTANTS = [
     Mutant("rnn kernel: all programs read the first texts", KERNEL, "rows = tl.program_id(0) * BLOCK_B + ",
            "rows = tl.program_id(0) * 0 + ", FAST),
     Mutant("rnn kernel: every step is the first", KERNEL, "tl.where(t == 0, i, top)", "tl.where(t >= 0, i, top)", FAST),
-    Mutant("rnn kernel: an sLSTM's first token may blow up what is not there", KERNEL, "tl.minimum(kept - top, 0.0)", "kept - top",
+    Mutant("rnn kernel: a first token may blow up what is not there", KERNEL, "tl.minimum(kept - top, 0.0)", "kept - top",
            FAST),
     Mutant("rnn kernel: the output does not move on", KERNEL, "        out_at += NH * DH\n", "", FAST),
     Mutant("rnn kernel: the last state is the first head's", KERNEL, "tl.store(last_ptr + at, h, mask=there)",
