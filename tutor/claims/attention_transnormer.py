@@ -52,7 +52,7 @@ CLAIMS = (
               "growth_256_to_2048": Number(0.999, 1.001, "fold"),
               "loss_lightning": Number(1.9, 2.4, "nats a letter"),
               "loss_softmax": Number(1.9, 2.4, "nats a letter")}, "2026-11-23", machine="2-core laptop-class CPU"),
-          stops="Operations, not seconds; letters, not words. What a state of fixed size cannot recall (see Lightning "
-                "Attention's card) no training brings back.",
+          stops="Operations, not seconds; letters, not words; the softmax peer has no position codes. What a state of fixed "
+                "size cannot recall (see Lightning Attention's card) no training brings back.",
           needs=""),
 )
