@@ -138,10 +138,11 @@ def test_rows_come_back_where_they_were():
 @pytest.mark.parametrize("sampling", ["uniform", "vnorm"])
 @pytest.mark.parametrize(("t", "s", "samples"), [(32, 32, 8), (9, 21, 1)])
 def test_numerator_and_denominator_are_unbiased_and_their_quotient_is_not(sampling, t, s, samples):
-    # 20 000 independent estimates (as batch rows) of one rectangle, hashed alike. The mean must lie within 4 standard
-    # errors of the truth for every row; a chance of 6e-5 per number, and the seed is fixed.
+    # 20 000 independent estimates (as batch rows) of one rectangle, hashed alike. The mean must lie within 4.5 standard
+    # errors of the truth for every row; a chance of 7e-6 per number, and the seed is fixed.
     q, k, v = make(4, hq=2, hkv=1, t=t, s=s, d=3, dv=2)
-    v[0, 0, 3] = 0                                                         # a key that says nothing still has weight
+    if sampling == "uniform":
+        v[0, 0, 3] = 0      # a key that says nothing still has weight; vnorm draws it once in 10^6, which no test can average
     n = 20_000
     many = [x.expand(n, *x.shape[1:]) for x in (q, k, v)]
     method = Hyper(3, block=4, samples=samples, min_len=1, sampling=sampling)
@@ -154,8 +155,7 @@ def test_numerator_and_denominator_are_unbiased_and_their_quotient_is_not(sampli
                               ("numerator", numerator, truth.o * truth.lse.exp()[..., None]), ("quotient", part.o, truth.o)):
         error = found.std(0) / math.sqrt(n)
         scores[name] = float(((found.mean(0) - want[0]).abs() / error.clamp(min=1e-12)).max())
-    zero = sampling == "vnorm"      # a zero value is drawn almost never, with a huge weight: its mass is missed in the mean
-    assert scores["numerator"] < 4.5 and (scores["denominator"] < 4.5 or zero), scores
+    assert scores["numerator"] < 4.5 and scores["denominator"] < 4.5, scores
     assert scores["quotient"] > 20, scores
 
 

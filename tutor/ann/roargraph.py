@@ -129,7 +129,7 @@ def answers(X: np.ndarray, Q: np.ndarray, neighbours: int, metric: str) -> np.nd
 
 
 def project(X: np.ndarray, top: np.ndarray, table: np.ndarray, M: int, *, merge: bool = True) -> int:
-    """Write the projected edges into `table[:, :M]`, and return how many distances that took.
+    """Write the projected edges into `table[:, :M]`, and return how many distances that took at most.
 
     May be called again with more queries: candidates that `connect` has linked to the pivot already are left out.
 
@@ -211,4 +211,4 @@ def _write(lists: np.ndarray, a: int, row: np.ndarray) -> None:
 
 
 def _prune_dots(candidates: int, chosen: int) -> int:
-    return candidates * (1 + chosen)                             # to the point, and to each one chosen
+    return candidates * (1 + chosen)            # to the point, and to each one chosen; a filler is counted and needs none

@@ -253,7 +253,7 @@ class Hyper:
 
 
 class Hardness(NamedTuple):
-    """What the paper's guarantee depends on, per query head `(B, Hq)`; both are 1 at best.
+    """What the paper's guarantee depends on, per query head `(B, Hq)`; at best alpha is 1 (if T = S) and log_kappa 0.
 
     Attributes:
         alpha: T times the largest squared norm of a column of the attention weights: a column that all rows look at.
