@@ -233,6 +233,17 @@ def test_step_by_step_is_all_at_once(rng):
     assert min(alone.voted, alone.reused) > 2
 
 
+def test_rows_before_a_new_vote_read_what_an_earlier_call_elected(rng):
+    """Row 0 of the second call still uses the vote of the first call; rows 1 and 2 turn, and vote anew."""
+    q, (_, k, _) = turning([0.0, 5.0, 90.0, 95.0], d=16), real(rng, hq=1, hkv=1, s=60)
+    method, cache = TokenSelect(6, 2, 9), SelectionCache(0.9)
+    want = method.select(q, k, cache=SelectionCache(0.9))[0].mask()
+    method.select(q[:, :, :1], k[:, :, :57], cache=cache)
+    got = method.select(q[:, :, 1:], k, cache=cache)[0].mask()
+    assert (cache.voted, cache.reused) == (2, 2)
+    assert torch.equal(got, want[:, :, 1:]) and int(got[0, 0, 0].sum()) <= 2 + 6 + 9
+
+
 def test_theta_above_one_always_votes_and_minus_one_never_again(rng):
     q, k, _ = real(rng, t=10, s=60)
     always, never = SelectionCache(1.01), SelectionCache(-1.0)

@@ -30,6 +30,8 @@ MUTANTS = [
     Mutant("token select: a reused vote compares with the query before, not with the voter", FILE,
            "        old, length, _ = self._last[where]\n",
            "        old, length, kept = self._last[where]\n        self._last[where] = (query.clone(), length, kept)\n", TEST),
+    Mutant("token select: a new vote wipes the one that earlier rows still use", FILE,
+           "(query.clone(), keys, self.chosen(where))", "(query.clone(), keys, None)", TEST),
     Mutant("token select: layers share one selection cache", FILE,
            "if cache.serves((layer, text), query, int(ends[at])):",
            "layer = 0\n                if cache.serves((layer, text), query, int(ends[at])):", TEST),

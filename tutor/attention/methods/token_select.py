@@ -66,8 +66,8 @@ class SelectionCache:
         return keys >= length and float(F.cosine_similarity(old, query, dim=0)) >= self.theta
 
     def begin(self, where: tuple[int, int], query: Tensor, keys: int) -> None:
-        """A vote is being held for `query`; `store` brings its outcome."""
-        self._last[where] = (query.clone(), keys, None)
+        """A vote is being held for `query`; until `store` brings its outcome, `chosen` is that of the vote before."""
+        self._last[where] = (query.clone(), keys, self.chosen(where))
 
     def store(self, where: tuple[int, int], chosen: Tensor) -> None:
         self._last[where] = (*self._last[where][:2], chosen.clone())
