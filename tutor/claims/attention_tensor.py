@@ -105,7 +105,7 @@ def train(pairs: bool, n: int, modulus: int, steps: int, *, seed: int = 0) -> tu
 
 CLAIMS = (
     Claim("tensor.near-linear-for-small-entries", "attention", "tensor",
-          "Attention to pairs takes nearly linear time while entries are small, and no subcubic time above a bound.",
+          "Attention to pairs takes nearly linear time while entries stay below a bound.",
           "Alman and Song 2024, abstract (theorem numbers unverified)", bounded_entries,
           Expected("holds", {"exponent_exact": Number(2.999, 3.001, "power of the length"),
                              "exponent_poly": Number(0.999, 1.001, "power of the length"),
@@ -114,7 +114,7 @@ CLAIMS = (
                              "error_bound_1.5": Number(0.015, 0.03, "of the largest output"),
                              "error_bound_2": Number(0.2, 0.4, "of the largest output")}, "2026-11-23", machine=MACHINE),
           stops="Width 3. The columns of the feature map grow as C(D + g, g): at width 64 and degree 4 they are 814 385. That "
-                "nothing faster exists for large entries is a theorem under SETH; here one only sees this polynomial fail.",
+                "nothing subcubic exists for large entries is a theorem under SETH; here one only sees this polynomial fail.",
           needs=""),
     Claim("tensor.match3", "attention", "tensor",
           "One attention to pairs decides Match3; attention to single keys cannot unless it is very large.",
