@@ -332,6 +332,19 @@ def test_more_lines_never_keep_less():
     assert all((b >= a - 1e-12).all() for a, b in zip(mass, mass[1:]))
 
 
+def test_scattered_queries_are_grouped_by_position_or_refused():
+    """Rows at 0-9 and 20-29, blocks of 16: as many blocks as 20 neighbouring rows have, yet other rows in them."""
+    g = torch.Generator().manual_seed(3)
+    q, k = torch.randn(1, 2, 64, 8, generator=g), torch.randn(1, 1, 64, 8, generator=g)
+    pos = torch.cat([torch.arange(10), torch.arange(20, 30)])
+    kept = PooledBlocks(1, side=16).select(q[:, :, pos], k, pos_q=pos)[0].mask()
+    for block in (slice(0, 10), slice(10, 20)):
+        alone = PooledBlocks(1, side=16).select(q[:, :, pos[block]], k, pos_q=pos[block])[0].mask()
+        assert torch.equal(kept[:, :, block], alone)
+    with pytest.raises(ValueError, match="pos_q must count up by one"):
+        VerticalSlash(4, 4, tile=4, near=4).select(q[:, :, pos], k, pos_q=pos)
+
+
 @pytest.mark.parametrize("make_it, message", [
     (lambda: VerticalSlash(0), "k_v must be >= 1; got 0"), (lambda: VerticalSlash(k_s=0), "k_s must be >= 1"),
     (lambda: VerticalSlash(tile=0), "tile must be >= 1"), (lambda: VerticalSlash(last_q=0), "last_q must be >= 1"),

@@ -14,8 +14,9 @@ Paper       Lee et al. 2024, HiP Attention, section 3 and algorithm 1; as in rel
             representative is the first block of a half. The paper's text takes the middle key and starts from 2 n
             chunks. Section numbers unverified.
 Differs     all rows of a query block vote (the code takes every second one); each row votes for keys that it may see.
-            `mask_k >= bq`, so that no row is left without a key. No layer is dense, and nothing is kept unasked: sinks and
-            a window came with release 1.2, which has three stages and is another method.
+            `mask_k >= bq`, so that no row is left without a key where query blocks begin on a block of keys. No layer is
+            dense, and nothing is kept unasked: sinks and a window came with release 1.2, which has three stages and is
+            another method.
 See also    squeezed, tutor.attention.methods.oracle_topk, tests/museum/attention/hip.py
 """
 

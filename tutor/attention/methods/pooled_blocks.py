@@ -58,7 +58,8 @@ class PooledBlocks(Selector):
         allowed = column <= row[:, None]                                    # (query blocks, key blocks)
         best = top_k(score.masked_fill(~allowed, -math.inf), self.blocks)   # (B, Hq, query blocks, key blocks)
         counters = {"scored": b * hq * int(allowed.sum()), "tiles": int(best.sum())}
-        if t and int(pos[0]) >= 0 and int(pos[0]) % self.side == 0:         # query blocks begin with the first row
+        whole = bool(t) and int(pos[0]) >= 0 and int(pos[0]) % self.side == 0 and bool((pos.diff() == 1).all())
+        if whole:                                                           # query blocks begin with the first row
             return finish(Selection.from_blocks(best, q, k, bq=self.side, bk=self.side, pos_q=pos_q), trace=trace, **counters)
         kept = torch.zeros(b, hq, t, s, dtype=torch.bool)
         member = torch.searchsorted(row, pos[seeing].div(self.side, rounding_mode="floor"))

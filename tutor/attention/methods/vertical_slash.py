@@ -140,7 +140,10 @@ class VerticalSlash(Selector):
     def select(self, q: Tensor, k: Tensor, *, v: Tensor | None = None, pos_q: Tensor | None = None,
                generator: torch.Generator | None = None, trace: Recorder | None = None) -> tuple[Selection, Cost]:
         check_qkv(q, k, v)
-        pos, todo = positions(q, k, pos_q), self.plan(q, k, pos_q=pos_q)
+        pos = positions(q, k, pos_q)
+        if self.tile > 1 and bool((pos.diff() != 1).any()):
+            raise ValueError(f"tile={self.tile} covers neighbouring queries: pos_q must count up by one")
+        todo = self.plan(q, k, pos_q=pos_q)
         scored = q.shape[0] * q.shape[1] * causal_pairs(pos[-self.last_q:], k.shape[2])
         sel = Selection.from_mask(todo.mask(q.shape[2], k.shape[2]), q, k, pos_q=pos_q)
         return finish(sel, scored=scored, tiles=int(todo.tiles().sum()), trace=trace)
