@@ -62,7 +62,8 @@ class HeadBrowser(TutorWidget):
         if measures:
             found.append(dial("measure", "bar below each head", values=["off", *measures], value=measures[0], kind="select"))
         if methods:
-            found += [dial("method", "method", values=methods), dial("view", "show", values=["scores", "keys", "tiles"], value="tiles"),
+            found += [dial("method", "method", values=methods),
+                      dial("view", "show", values=["scores", "keys", "tiles"], value="tiles"),
                       dial("tile", "side of a tile", values=[2, 4, 8, 16], labels=[f"{cell * i} tokens" for i in (2, 4, 8, 16)],
                            value=4, kind="select")]
         return found
