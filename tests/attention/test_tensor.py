@@ -104,6 +104,9 @@ def test_the_error_falls_with_the_degree_and_chebyshev_is_better():
     worst = {basis: max(abs(sum(float(c) * x**m for m, c in enumerate(coefficients(4, basis, 1.0))) - math.exp(x))
                         for x in torch.linspace(-1, 1, 101).tolist()) for basis in ("taylor", "chebyshev")}
     assert worst["chebyshev"] < worst["taylor"] / 5
+    wide = {bound: max(abs(sum(float(c) * x**m for m, c in enumerate(coefficients(4, "chebyshev", bound))) - math.exp(x))
+                       for x in torch.linspace(-3, 3, 101).tolist()) for bound in (1.0, 3.0)}
+    assert wide[3.0] < wide[1.0] / 3                                       # made for the interval that the logits need
 
 
 def test_with_ones_for_the_second_key_it_is_matrix_attention():
@@ -136,6 +139,13 @@ def test_large_entries_break_the_polynomial_and_are_refused():
 def test_one_tensor_attention_decides_match3(seed, n, modulus):
     x = torch.randint(modulus, (n,), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(match3(x, modulus), match3_exact(x, modulus))
+
+
+def test_many_near_misses_are_no_match():
+    # Twelve times 21: every sum is 63 = 1 modulo 31, the nearest miss. lse = 2 log 12 + beta cos(2 pi / 31), half a unit
+    # below the threshold; a threshold that forgets the 144 pairs lies below it.
+    x = torch.full((12,), 21)
+    assert not match3(x, 31).any() and not match3_exact(x, 31).any()
 
 
 def test_match3_by_hand():

@@ -18,7 +18,7 @@ MUTANTS = [
     Mutant("tensor: powers of the width are missing", FILE, "[total] * ways / float(d) ** total", "[total] * ways / float(d)",
            TESTS + " -k features"),
     Mutant("tensor: Chebyshev points of [-1, 1] whatever the bound", FILE, "domain=[-bound, bound])", "domain=[-1, 1])",
-           TESTS + " -k features"),
+           TESTS + " -k falls"),
     Mutant("tensor: the denominator sums the pairs j1 = j2 only", FILE,
            "(u2.sum(-2) * u3.sum(-2))[..., None]", "(u2 * u3[..., :u2.shape[-2], :]).sum(-2)[..., None]",
            TESTS + " -k 'falls or change_places'"),
@@ -29,7 +29,7 @@ MUTANTS = [
     Mutant("tensor: Match3 adds the wrong angle", FILE, "([c, -c, -s, -s], [c, s, s, c], [c, s, c, s])",
            "([c, -c, -s, -s], [c, s, s, c], [c, c, s, s])", TESTS + " -k match3"),
     Mutant("tensor: the threshold of Match3 forgets the number of pairs", FILE,
-           "(beta + 2 * math.log(n) + beta * near) / 2", "(beta + beta * near) / 2", TESTS + " -k match3"),
+           "(beta + 2 * math.log(n) + beta * near) / 2", "(beta + beta * near) / 2", TESTS + " -k near_misses"),
     Mutant("tensor: the cost of the polynomial forgets one of the keys", FILE, "(dv * (t + s1 + s2) + t)", "(dv * (t + s1) + t)",
            TESTS + " -k cost"),
 ]
