@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.museum.attention import retrieval as museum
+from tutor.ann import roargraph
 from tutor.ann.graph import reachable
 from tutor.ann.roargraph import FREE, Neighbours
 from tutor.attention.dense import attend, causal_mask, logits
@@ -120,6 +121,15 @@ def test_a_query_does_not_learn_from_itself_or_from_its_neighbours_of_the_hour()
     same = (before == after).all(-1)
     assert same[:, :, :101].all() and same[:, :, 102:128].all() and not same[:, :, 101].all()
     assert not same[:, :, 128:].all()                              # from the next lesson on, it has been learned from
+
+
+def test_a_lesson_names_keys_that_the_query_itself_could_retrieve(monkeypatch):
+    """No sinks, a window of one: the query at p could retrieve keys 0 to p - 1, of scores 0 3 9 1; the two best are named."""
+    named = []
+    monkeypatch.setattr(roargraph, "project", lambda X, top, *rest: named.extend(top.tolist()) or 0)
+    k = torch.tensor([0.0, 3, 9, 1, 2]).reshape(1, 1, 5, 1)
+    Retrieval(k=1, ef=1, sinks=0, window=1, neighbours=2, refresh=5, fast=False).prefill(torch.ones(1, 1, 5, 1), k)
+    assert named == [[FREE, FREE], [0, FREE], [1, 0], [2, 1], [2, 1]]
 
 
 def test_learning_from_queries_helps_them():

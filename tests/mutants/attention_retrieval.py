@@ -39,7 +39,7 @@ MUTANTS = [
            UNIT + " -k itself"),
     Mutant("retrieval: queries learn about keys of their future", METHOD,
            ">= torch.from_numpy(room)[:, None]", ">= torch.from_numpy(room)[:, None] + 10 ** 6",
-           UNIT + " -k 'compiled or decoding or later or learn or lessons'"),
+           UNIT + " -k names"),
     Mutant("retrieval: ids are not shifted by the sinks", METHOD, "row, self.sinks + found]", "row, found]",
            UNIT + " -k pencil"),
     Mutant("retrieval: the static part takes the retrieved keys, too", METHOD, "(mask & near, mask & ~near)",
