@@ -194,8 +194,7 @@ def test_by_keyboard_and_pointer(tmp_path, open_page):
         assert sentence(page) == one.describe(0) and page.locator(".tw-cs-token:visible").count() == 8
         page.keyboard.press("ArrowUp")  # the newest token, then the one before
         page.keyboard.press("ArrowUp")
-        page.wait_for_selector(".tw-cs-chosen")
-        assert page.locator(".tw-cs-chosen").get_attribute("data-i") == "6"
+        page.wait_for_selector('.tw-cs-chosen[data-i="6"]')
         assert "every head still holds it" in page.locator(".tw-cs-life").inner_text()
         page.locator(".tw-cs-lane").first.click(position={"x": 200, "y": 100})  # the foot of the history: late
         settle(page)
