@@ -11,11 +11,8 @@ prefix, whose bytes stand beside: what dense decoding reads, and the look-up tri
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import statistics
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -23,7 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.flash import card_of  # noqa: E402
+from benchmarks._gpu import card_of, median_ms, save  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.dense import logits  # noqa: E402
@@ -78,20 +75,6 @@ def counted(shape: tuple[int, ...], dtype: str, card: str) -> dict:
             "floor_ms": 1e3 * floor.seconds, "bound_by": floor.bound_by, "prefix_bytes": 2 * hkv * prefix * d * BYTES[dtype]}
 
 
-def median_ms(run, repeats: int = 30) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
 def timed(shape: tuple[int, ...], dtype: str) -> dict:
     """Ours and plain torch, in milliseconds; a question of several tokens asks together."""
     from tutor.kernels.centroids import centroid_select
@@ -125,12 +108,7 @@ def main() -> None:
             print(f"; ours {row['ours_ms']:.4f} ms, torch {row['torch_ms']:.4f} ms" if has_gpu else "", flush=True)
     if not has_gpu:
         return                                    # nothing was measured: what a GPU wrote stays
-    import triton
-
-    RESULTS.write_text(json.dumps({
-        "question": "centroid look-up against its roofline and plain torch", "device": device, "floor_of": card,
-        "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "triton": triton.__version__,
-        "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS, "centroid look-up against its roofline and plain torch", device, card, rows)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ given the padded batch with a mask, which is what a user would write.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.flash import card_of, median_ms  # noqa: E402
+from benchmarks._gpu import card_of, median_ms, save  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.dense import attend  # noqa: E402
@@ -105,12 +103,7 @@ def main() -> None:
                   if has_gpu else "", flush=True)
     if not has_gpu:
         return                                    # nothing was measured: what a GPU wrote stays
-    import triton
-
-    RESULTS.write_text(json.dumps({
-        "question": "decoding one query row against the memory's speed and torch SDPA", "device": device, "floor_of": card,
-        "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "triton": triton.__version__,
-        "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS, "decoding one query row against the memory's speed and torch SDPA", device, card, rows)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ every dtype that is timed. Times are medians of CUDA events after warm-up, causa
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -21,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks._gpu import card_of, median_ms, save  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.dense import attend  # noqa: E402
@@ -56,20 +54,6 @@ def counted(shape: tuple[int, ...], dtype: str, card: str) -> dict:
             "floor_ms": 1e3 * floor.seconds, "bound_by": floor.bound_by}
 
 
-def median_ms(run, repeats: int = 20) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
 def timed(shape: tuple[int, ...], dtype: str) -> dict:
     """Ours and torch's best, in milliseconds. torch aligns its causal mask top-left, so T < S is compared at T = 1 only."""
     import torch.nn.functional as F
@@ -81,16 +65,6 @@ def timed(shape: tuple[int, ...], dtype: str) -> dict:
     ours = median_ms(lambda: flash_attention(q, k, v))
     peer = median_ms(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=t > 1, enable_gqa=True))
     return {"ours_ms": ours, "sdpa_ms": peer, "ours_over_sdpa_speed": peer / ours}
-
-
-def card_of(name: str) -> str:
-    """The row of the hardware table that a device name belongs to."""
-    from tutor.kernels.roofline import HARDWARE
-
-    for card in HARDWARE:
-        if card.split()[0] in name:
-            return card
-    raise SystemExit(f"no roofline for {name!r}: add its data-sheet figures in tutor/kernels/roofline.py")
 
 
 def main() -> None:
@@ -117,12 +91,7 @@ def main() -> None:
                   f"{row['ours_over_sdpa_speed']:>9.2f}" if has_gpu else "", flush=True)
     if not has_gpu:
         return                                    # nothing was measured: what a GPU wrote stays
-    import triton
-
-    RESULTS.write_text(json.dumps({
-        "question": "flash forward against its roofline and torch SDPA", "device": device, "floor_of": card,
-        "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "triton": triton.__version__,
-        "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS, "flash forward against its roofline and torch SDPA", device, card, rows)
 
 
 if __name__ == "__main__":

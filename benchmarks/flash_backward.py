@@ -11,9 +11,7 @@ the faster of grouped heads and copied ones.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -21,7 +19,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.flash import DTYPES, card_of, median_ms  # noqa: E402
+from benchmarks._gpu import card_of, median_ms, save  # noqa: E402
+from benchmarks.flash import DTYPES  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.dense import attend  # noqa: E402
@@ -110,12 +109,7 @@ def main() -> None:
                   f"{row['ours_over_sdpa_speed']:>9.2f}" if has_gpu else "", flush=True)
     if not has_gpu:
         return                                    # nothing was measured: what a GPU wrote stays
-    import triton
-
-    RESULTS.write_text(json.dumps({
-        "question": "flash backward against its roofline and torch SDPA", "device": device, "floor_of": card,
-        "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "triton": triton.__version__,
-        "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS, "flash backward against its roofline and torch SDPA", device, card, rows)
 
 
 if __name__ == "__main__":

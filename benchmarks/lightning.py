@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import statistics
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks._gpu import median_ms  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.methods.lightning import naive, slopes  # noqa: E402
@@ -50,20 +50,6 @@ def counted(shape: tuple[int, int, int], card: str) -> dict:
     floor = roofline(1, heads, heads, n, d, on=card)
     return {"heads": heads, "T": n, "D": d, "bytes": floor.bytes, "flops": floor.flops, "floor_ms": 1e3 * floor.seconds,
             "bound_by": floor.bound_by}
-
-
-def median_ms(run, repeats: int = 20) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def timed(shape: tuple[int, int, int]) -> dict:

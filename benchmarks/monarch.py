@@ -10,9 +10,7 @@ every dtype that is timed. Times are medians of CUDA events after warm-up; the s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.flash import card_of, median_ms  # noqa: E402
+from benchmarks._gpu import card_of, median_ms, save  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.methods.fftconv import FFTConv  # noqa: E402
@@ -99,12 +97,7 @@ def main() -> None:
                   f"{row['ours_over_fft_speed']:>9.2f}" if has_gpu else "", flush=True)
     if not has_gpu:
         return                                    # nothing was measured: what a GPU wrote stays
-    import triton
-
-    RESULTS.write_text(json.dumps({
-        "question": "Monarch convolution against its roofline and torch.fft", "device": device, "floor_of": card,
-        "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "triton": triton.__version__,
-        "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS, "Monarch convolution against its roofline and torch.fft", device, card, rows)
 
 
 if __name__ == "__main__":

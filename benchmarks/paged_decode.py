@@ -10,10 +10,7 @@ dtype that is timed. Times are medians of CUDA events after warm-up; the vote, w
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -21,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.flash import card_of  # noqa: E402
+from benchmarks._gpu import card_of, median_ms, save  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.dense import attend  # noqa: E402
@@ -78,20 +75,6 @@ def counted(shape: tuple[int, ...], dtype: str, card: str) -> dict:
         for key, value in (("bytes", floor.bytes), ("floor_ms", 1e3 * floor.seconds))}
 
 
-def median_ms(run, repeats: int = 30) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
 def timed(shape: tuple[int, ...], dtype: str) -> dict:
     """Ours with and without the vote, and torch's dense attention over keys that lie in order, in milliseconds."""
     import torch.nn.functional as F
@@ -131,12 +114,7 @@ def main() -> None:
                   flush=True)
     if not has_gpu:
         return                                    # nothing was measured: what a GPU wrote stays
-    import triton
-
-    RESULTS.write_text(json.dumps({
-        "question": "paged TokenSelect decoding against its roofline and torch SDPA", "device": device, "floor_of": card,
-        "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "triton": triton.__version__,
-        "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS, "paged TokenSelect decoding against its roofline and torch SDPA", device, card, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks._gpu import median_ms  # noqa: E402
 from tests.kernels.tolerance import assert_within  # noqa: E402
 from tutor import kernels  # noqa: E402
 from tutor.attention.methods import flash_rnn  # noqa: E402
@@ -56,20 +56,6 @@ def counted(shape: tuple[int, ...], card: str) -> dict:
     floor = roofline(*shape, on=card)
     return {"B": batch, "T": steps, "Nh": heads, "Dh": width, "bytes": floor.bytes, "floor_ms": 1e3 * floor.seconds,
             "R_bytes_fused": traffic(steps, 4, heads, width, fused=True), "R_bytes_alternating": traffic(steps, 4, heads, width)}
-
-
-def median_ms(run, repeats: int = 20) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def timed(shape: tuple[int, ...]) -> dict:
