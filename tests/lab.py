@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTS_WITHIN_S = 90
+RUNNING = re.compile(r"\[(\*|\d+)\]")                  # the prompt of a cell that was asked to run
 
 
 @contextlib.contextmanager
@@ -50,37 +51,59 @@ def served(folder: Path, command: Callable[[int], list[str]], env: dict[str, str
         log.close()
 
 
-def run_all(open_page, address: str, token: str, notebook: str, *, timeout_s: int = 60):
+FIGURE = ".tw[data-ready=true], .tw-predict"
+STATE = """() => ({
+    dialogs: [...document.querySelectorAll(".jp-Dialog")].map((e) => e.innerText),
+    prompts: [...document.querySelectorAll(".jp-InputArea-prompt")].map((e) => e.innerText.trim()).filter(Boolean),
+    kernel: document.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status,
+    figures: [...document.querySelectorAll(".tw")].map((e) => e.dataset.ready || "not ready"),
+    outputs: [...document.querySelectorAll(".jp-OutputArea")].map((e) => e.innerText.slice(0, 300)).filter(Boolean)})"""
+
+
+def run_all(open_page, address: str, token: str, notebook: str, *, timeout_s: int = 60, tries: int = 3):
     """Opens a notebook, runs all of its cells and returns the page once the first figure is there.
 
-    Asks again where a busy machine lost the click.
+    Does what a user does where JupyterLab is not up yet: answers its question for a kernel, clicks again where the click
+    was lost, and opens the page anew where nothing comes within `timeout_s`. The states it saw are in the failure.
     """
-    from playwright.sync_api import TimeoutError
+    seen = []
+    for _ in range(tries):
+        page = open_page(f"{address}/lab/tree/{notebook}?token={token}&reset", height=1000)
+        page.set_default_timeout(1000 * timeout_s)
+        page.locator(".jp-Notebook").first.wait_for()
+        if _figure_comes(page, address, token, timeout_s, seen):
+            return page
+        page.watch.faults = [fault for fault in page.watch.faults if "outside request" in fault]   # the rest is in `seen`
+        page.close()
+    raise AssertionError("no figure came in JupyterLab; it showed:\n" + "\n".join(map(str, seen)))
 
-    page = open_page(f"{address}/lab/tree/{notebook}?token={token}&reset", height=1000)
-    page.set_default_timeout(1000 * timeout_s)
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    running = page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]"))
-    asked = []
-    for _ in range(5):
+
+def _figure_comes(page, address: str, token: str, timeout_s: int, seen: list) -> bool:
+    from playwright.sync_api import Error
+
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        state = page.evaluate(STATE)
+        if not seen or seen[-1] != state:
+            seen.append(state)
+        if page.locator(FIGURE).count():
+            return True
         try:
-            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=10_000)
-            page.get_by_text("Run All Cells", exact=True).click(timeout=10_000)
-            running.first.wait_for(timeout=10_000)
-        except TimeoutError:
-            asked += answer_dialog(page)
-            continue
-        page.locator(".tw[data-ready=true], .tw-predict").first.wait_for()
-        return page
-    notebook = page.locator(".jp-Notebook").inner_text()
-    raise AssertionError(f"no cell ran in JupyterLab; dialogs: {asked}\n{notebook}\n{page.watch.faults}")
+            if state["dialogs"]:                         # which kernel, when it is not up yet: the one it proposes
+                page.locator(".jp-Dialog .jp-mod-accept").last.click(timeout=5_000)
+            elif not any(RUNNING.match(prompt) for prompt in state["prompts"]) and kernel_is_up(address, token):
+                page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5_000)
+                page.get_by_text("Run All Cells", exact=True).click(timeout=5_000)
+                page.locator(".jp-InputArea-prompt", has_text=RUNNING).first.wait_for(timeout=5_000)
+        except Error as error:
+            seen.append(str(error).splitlines()[0])
+        page.wait_for_timeout(300)
+    seen += page.watch.faults
+    return False
 
 
-def answer_dialog(page) -> list[str]:
-    """Accepts what JupyterLab asks, as a user would (which kernel, when it is not up yet); returns what it asked."""
-    dialog = page.locator(".jp-Dialog")
-    if not dialog.count():
-        return []
-    words = dialog.first.inner_text()
-    dialog.first.locator(".jp-mod-accept").last.click(timeout=10_000)
-    return [words]
+def kernel_is_up(address: str, token: str) -> bool:
+    """The server has a kernel that answered and that a page is connected to."""
+    sessions = json.load(urllib.request.urlopen(f"{address}/api/sessions?token={token}", timeout=10))
+    kernels = [session["kernel"] for session in sessions]
+    return any(kernel["connections"] > 0 and kernel["execution_state"] in ("idle", "busy") for kernel in kernels)

@@ -2,6 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
+WAITING = "tests/widgets/test_waiting.py"
 BASE, FIGURES, PAGES = "tests/widgets/test_base.py", "tests/widgets/test_figures.py", "tests/widgets/test_pages.py"
 
 MUTANTS = [
@@ -44,4 +45,8 @@ MUTANTS = [
     Mutant("widgets: dark text on a dark ground", "tutor/widgets/shared.css",
            "--tw-ink: #e7e9ed; --tw-muted: #a2a9b5;", "--tw-ink: #e7e9ed; --tw-muted: #5b6370;",
            f"{BASE}::test_colours_can_be_told_from_the_ground"),
+    Mutant("widgets: a lost question to the kernel is not asked again", "tutor/widgets/shared.js",
+           "{ late(); ask(2 * wait); }", "late()", f"{WAITING}::test_a_lost_question_is_asked_again"),
+    Mutant("widgets: a closed figure goes on asking", "tutor/widgets/shared.js",
+           'signal.addEventListener("abort", end);', "", f"{WAITING}::test_a_closed_figure_asks_no_more"),
 ]

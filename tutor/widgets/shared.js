@@ -194,8 +194,10 @@ function swatch(mark, shape = "fill") {
 }
 
 // ------------------------------------------------------------------------------------------------------------ bytes
-/** The figure's data: inline, from the kernel, or from a file beside the page. Copied, since views may be unaligned. */
-function loadBuffer(model) {
+/** The figure's data: inline, from the kernel, or from a file beside the page. Copied, since views may be unaligned.
+ *  A question to a kernel can be lost (it was just starting) or wait behind a long cell, so it is asked again, ever more
+ *  seldom; `late()` is called then, and `signal` ends the asking. */
+function loadBuffer(model, { signal, late }) {
   const inline = model.get("buffer"), file = model.get("file");
   if (!file) return Promise.resolve(copyBytes(inline));
   if (model.get("_static")) {
@@ -206,13 +208,20 @@ function loadBuffer(model) {
     });
   }
   return new Promise((done) => {
+    let again = 0;
+    const end = () => { clearTimeout(again); model.off("msg:custom", hear); };
     const hear = (content, buffers) => {
       if (!content || content.is !== "buffer") return;
-      model.off("msg:custom", hear);
+      end();
       done(copyBytes(buffers[0]));
     };
+    const ask = (wait) => {
+      model.send({ want: "buffer" });
+      again = setTimeout(() => { late(); ask(2 * wait); }, wait);
+    };
     model.on("msg:custom", hear);
-    model.send({ want: "buffer" });
+    signal.addEventListener("abort", end);
+    ask(2000);
   });
 }
 
@@ -510,7 +519,8 @@ function mountFigure(spec, model, el) {
   let opening = 0;
   function open() {
     const mine = ++opening;
-    return loadBuffer(model).then((bytes) => {
+    const late = () => { const wait = stage.querySelector(".tw-wait"); if (wait) wait.textContent = "waiting for the kernel, which may be busy with another cell…"; };
+    return loadBuffer(model, { signal: aborter.signal, late }).then((bytes) => {
       if (mine !== opening || aborter.signal.aborted) return;
       buffer = bytes;
       traces.clear();
