@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tests.museum.attention.token_select import cached_branch, heads_dealt_in_turn, softmax_after_the_sum
 from tutor.attention.dense import attend, causal_pairs, logits, positions
 from tutor.attention.methods.oracle_topk import OracleTopK
-from tutor.attention.methods.token_select import PAPER, SelectionCache, TokenSelect
+from tutor.attention.methods.token_select import PAPER, SelectionCache, TokenSelect, renumbered
 from tutor.attention.selection import attend_selected
 from tutor.model import rope
+from tutor.model.llama import tiny_llama
 
 COVERS = ("attention.token_select",)
 
@@ -195,6 +196,75 @@ def test_clamped_scores_are_of_the_query_at_n_local_and_the_key_at_zero(rng):
     assert (said[0, :, 0, 30:] == float("-inf")).all() and (said[0, :, 1, :1] == float("-inf")).all()
 
 
+# ------------------------------------------------------------------------------------------------ renumbered positions
+
+def test_a_list_of_the_elected_is_what_select_marks(rng):
+    for n_local, rows in ((20, 20), (8, 8), (0, 5), (30, 1)):
+        for mode in ("post", "clamped"):
+            q, k, _ = real(rng, t=rows, s=64)
+            method = TokenSelect(6, 2, n_local, chunk=rows, rope=mode)
+            keys = method.elect(q, k)
+            assert keys.diff().gt(0).all()
+            seen = torch.zeros(rows, 64, dtype=torch.bool)
+            seen[:, keys] = keys <= torch.arange(64 - rows, 64)[:, None]
+            assert torch.equal(method.select(q, k)[0].mask()[0, 0], seen), (n_local, rows, mode)
+    assert TokenSelect(60, 2, 5).elect(q, k).tolist() == list(range(64)), "nothing to choose: all keys"
+    q, k, _ = real(rng, t=4, s=64)
+    early = torch.arange(30, 34)
+    assert int(TokenSelect(6, 2, 5).elect(q, k, pos_q=early).max()) == 33, "a chunk never looks past its end"
+
+
+def test_renumbering_everything_changes_nothing(rng):
+    q, k, v = (x.double() for x in real(rng, t=7, s=30))
+    got, want = renumbered(q, k, v, torch.arange(30), dtype=torch.float64), attend(q, k, v)
+    torch.testing.assert_close(got.o, want.o, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got.lse, want.lse, rtol=0, atol=1e-12)
+
+
+def test_renumbered_by_hand():
+    # D = 2: one angle, speed 1. Keys 0 and 90 are (1, 0) before RoPE, the query at 91 too; keys 0, 90, 91 are kept and
+    # stand at 0, 1, 2, the query at 2. Logits cos(2), cos(1), cos(0) over sqrt(2), whatever lay between.
+    speeds, one = rope.inv_freq(2, 100_000.0), torch.tensor([1.0, 0.0]).double().expand(1, 1, 92, 2)
+    k, v = rope.rotate(one, torch.arange(92), speeds), torch.eye(92)[None, None].double()
+    part = renumbered(k[:, :, 91:], k, v, torch.tensor([0, 90, 91]), dtype=torch.float64)
+    want = torch.softmax(torch.tensor([2.0, 1.0, 0.0]).double().cos() / 2**0.5, -1)
+    torch.testing.assert_close(part.o[0, 0, 0, [0, 90, 91]], want, rtol=0, atol=1e-9)
+    assert float(part.o.sum()) == pytest.approx(1.0)
+    without = renumbered(k[:, :, 91:], k, v, torch.tensor([0, 90]), dtype=torch.float64)      # its own key is not kept
+    want = torch.softmax(torch.tensor([2.0, 1.0]).double().cos() / 2**0.5, -1)
+    torch.testing.assert_close(without.o[0, 0, 0, [0, 90]], want, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(gap=st.integers(0, 4000), t=st.integers(1, 5), kept=st.integers(0, 9), seed=st.integers(0, 99))
+def test_what_lies_between_kept_keys_does_not_count(gap, t, kept, seed):
+    """The same rows in a short text, and in one with `gap` strangers after the first keys: the output is one and the same."""
+    q_pre, k_pre, v = (x.double() for x in real(torch.Generator().manual_seed(seed), hq=2, hkv=1, t=t, s=kept + t, d=8))
+    speeds, n = rope.inv_freq(8, 100_000.0), kept + t
+    keys = torch.arange(n) + gap * (torch.arange(n) >= (kept + 1) // 2)
+    short = attend(rope.rotate(q_pre, torch.arange(kept, n), speeds), rope.rotate(k_pre, torch.arange(n), speeds), v)
+    k, values = torch.full((1, 1, n + gap, 8), 7.0).double(), torch.full((1, 1, n + gap, 8), 7.0).double()
+    k[:, :, keys], values[:, :, keys] = rope.rotate(k_pre, keys, speeds), v
+    at = keys[kept:]
+    long = renumbered(rope.rotate(q_pre, at, speeds), k, values, keys, pos_q=at, dtype=torch.float64)
+    torch.testing.assert_close(long.o, short.o, rtol=0, atol=1e-9)
+
+
+def test_a_model_that_reads_in_chunks_and_leaves_nothing_out_is_the_model():
+    model = tiny_llama(rope_base=10_000.0)
+    ids = torch.randint(97, (1, 40), generator=torch.Generator().manual_seed(0))
+    want, cache, got = model.forward(ids).logits, model.new_cache(), []
+
+    def seam(layer, q, view, *, pos_q, tree_mask=None, trace=None):
+        k, v = view[0].k, view[0].v
+        keys = TokenSelect(k_top=32, n_init=4, n_local=16, rope="clamped", base=10_000.0).elect(q, k, pos_q=pos_q)
+        return renumbered(q, k, v, keys, pos_q=pos_q, base=10_000.0, dtype=torch.float64)
+
+    for chunk in ids.split(8, 1):
+        got.append(model.forward(chunk, cache=cache, attend=seam).logits)
+    torch.testing.assert_close(torch.cat(got, 1), want, rtol=0, atol=1e-9)
+
+
 # ---------------------------------------------------------------------------------------------- the selection cache
 
 def turning(angles: list[float], d: int = 4) -> torch.Tensor:
@@ -325,3 +395,14 @@ def test_chunks_need_neighbouring_queries(rng):
     q, k, _ = real(rng, t=3)
     with pytest.raises(ValueError, match="pos_q must count up by one"):
         TokenSelect(chunk=2).select(q, k, pos_q=torch.tensor([3, 9, 10]))
+
+
+def test_lists_that_cannot_be_renumbered_are_refused(rng):
+    q, k, v = real(rng, b=2, t=3, s=20)
+    with pytest.raises(ValueError, match="one text votes at a time.*got B = 2"):
+        TokenSelect().elect(q, k)
+    with pytest.raises(ValueError, match="count up by one"):
+        TokenSelect().elect(q[:1], k[:1], pos_q=torch.tensor([3, 9, 10]))
+    for keys in (torch.tensor([3, 1]), torch.tensor([1, 1]), torch.tensor([1.0, 2.0]), torch.tensor([[1, 2]])):
+        with pytest.raises(ValueError, match="keys must be one ascending list"):
+            renumbered(q, k, v, keys)

@@ -13,8 +13,9 @@ Paper       Wu et al. 2024, TokenSelect, section 4 [wu2024tokenselect]: soft vot
             per head and token; the selection cache. Their sizes are `PAPER`.
 Differs     keys keep their positions (`rope="post"`), and logits are scaled. The released code scores queries turned to
             n_local, n_local + 1, ... against keys without RoPE, so that a vote ignores distance: `rope="clamped"`; it does
-            not scale: `scaled=False`; it renumbers the kept keys 0, 1, 2, ... before attending, which this file leaves to a
-            cache. Its selection cache is off by default. The logits of a vote are float64.
+            not scale: `scaled=False`; it renumbers the kept keys 0, 1, 2, ... before attending, so that no distance exceeds
+            their number: `elect` and `renumbered`, beside `select`, which keeps positions as every selector here. Its
+            selection cache is off by default. The logits of a vote are float64.
 See also    oracle_topk (every head for itself: the upper bound), tests/museum/attention/token_select.py,
             tests/attention/test_token_select.py
 """
@@ -28,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutor.attention.dense import check_qkv, positions, stack_groups
+from tutor.attention.dense import attend, check_qkv, positions, stack_groups
+from tutor.attention.partial import Partial
 from tutor.attention.selection import Selection, Selector, finish, need, top_k
 from tutor.catalog import method
 from tutor.cost import Cost
@@ -145,6 +147,24 @@ class TokenSelect(Selector):
     def full(self, keys: int) -> TokenSelect:
         return replace(self, k_top=keys)
 
+    def elect(self, q: Tensor, k: Tensor, *, pos_q: Tensor | None = None) -> Tensor:
+        """The keys `(K,)`, ascending, that neighbouring rows of one text read together, by one vote of their mean.
+
+        What `select` marks with `chunk=T`, as a list instead of a `(T, S)` mask, and with what no row may see yet.
+        """
+        check_qkv(q, k)
+        pos = positions(q, k, pos_q)
+        if q.shape[0] != 1 or bool((pos.diff() != 1).any()):
+            raise ValueError(f"one text votes at a time, with neighbouring queries: B must be 1 and pos_q count up by one; "
+                             f"got B = {q.shape[0]}, pos_q from {int(pos.min())} to {int(pos.max())} for {len(pos)} rows")
+        n = int(pos[-1]) + 1
+        key = torch.arange(n)
+        if self.n_init + self.k_top + self.n_local >= n:
+            return key
+        summary, ends = replace(self, chunk=len(pos)).summaries(q, pos)
+        tally = self.votes(self.ballots(summary, k[:, :, :n], ends))[0]                    # (1, n)
+        return ((key < self.n_init) | top_k(tally, self.k_top)[0] | (key >= n - self.n_local)).nonzero()[:, 0]
+
     # ------------------------------------------------------------------------------------------------ the vote
 
     def summaries(self, q: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,3 +237,27 @@ class TokenSelect(Selector):
                 chosen[at, old] = True
         if bool((source >= 0).any()):
             cache.store(where, chosen[int(source[source >= 0][-1])].nonzero()[:, 0])
+
+
+def renumbered(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, *, pos_q: Tensor | None = None, base: float = 100_000.0,
+               dtype: torch.dtype = torch.float32) -> Partial:
+    """Attention over `keys` alone as if nothing had stood between them: they get the positions 0, 1, 2, ...
+
+    A query gets the position of its own key, or of the next one kept. So no distance exceeds the number of keys, however
+    long the text is, and a model meets only distances it was trained on.
+
+    Args:
+        q: `(B, Hq, T, D)` turned to `pos_q (T,)`; k, v: `(B, Hkv, S, D)`, keys turned to where they stand.
+        keys: int64 `(K,)`, ascending; a row reads those not after its own.
+        base: of the model's RoPE.
+        dtype: what everything is computed in.
+    """
+    check_qkv(q, k, v)
+    pos = positions(q, k, pos_q)
+    if keys.ndim != 1 or keys.is_floating_point() or bool((keys.diff() <= 0).any()):
+        raise ValueError(f"keys must be one ascending list of whole numbers, none twice; got {keys.dtype} {tuple(keys.shape)}")
+    speeds = rotary.inv_freq(q.shape[3], base)
+    moved = torch.searchsorted(keys, pos) - pos                                           # (T,) never above 0
+    rows = rotary.rerotate(q.to(dtype), moved, speeds)
+    near = rotary.rerotate(k[:, :, keys].to(dtype), torch.arange(len(keys)) - keys, speeds)
+    return attend(rows, near, v[:, :, keys], causal=False, mask=keys <= pos[:, None], dtype=dtype)
