@@ -93,10 +93,13 @@ def test_looking_for_kernels_does_not_import_triton():
 def test_without_triton_everything_but_the_kernels_works():
     told = python(HIDE + """
 import importlib, pkgutil, torch
+import numpy as np
 import tutor
 from tutor import catalog, kernels
 assert not kernels.available()
 assert kernels.roofline.hardware("H100 SXM").bandwidth == 3.35e12
+ids = kernels.graph_search.beam_search(np.int32([[1], [0]]), np.float32([[0], [3]]), np.float32([[2]]), 0, 2)[0]
+assert ids.tolist() == [[1, 0]]                                             # Numba compiles it, for the CPU
 flash = catalog.get("attention", "flash").build()
 x = torch.ones(1, 1, 3, 16)
 assert flash.attend(x, x, x).o.sum() == 48

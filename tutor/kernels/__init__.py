@@ -16,10 +16,10 @@ import os
 import pkgutil
 import sys
 
-_HARDWARE = ("roofline",)            # arithmetic only: needs no Triton
-_KERNELS = tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name not in _HARDWARE))
+_PLAIN = ("graph_search", "roofline")       # need no Triton: compiled by Numba for the CPU, and arithmetic only
+_KERNELS = tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name != "roofline"))
 
-__all__ = ["available", "interpreted", "require", *_KERNELS, *_HARDWARE]
+__all__ = ["available", "interpreted", "require", *_KERNELS, "roofline"]
 
 
 def available() -> bool:
@@ -74,10 +74,9 @@ _choose_mode()
 
 
 def __getattr__(name: str):
-    if name in _HARDWARE:
-        return importlib.import_module(f"tutor.kernels.{name}")
-    if name in _KERNELS:
-        require()
+    if name in __all__:
+        if name not in _PLAIN:
+            require()
         return importlib.import_module(f"tutor.kernels.{name}")
     raise AttributeError(f"module 'tutor.kernels' has no attribute {name!r}; kernels: {', '.join(_KERNELS)}")
 
