@@ -34,3 +34,35 @@ MUTANTS = [
            TESTS + " -k 'rows_of_the_prefix or no_prefix'"),
     Mutant("ntk: the cost counts rows of the prefix for late queries", FILE, "(pairs - unread)", "pairs", TESTS + " -k cost"),
 ]
+
+KERNEL = "tutor/kernels/prefix.py"
+KERNEL_TESTS = "tests/kernels/test_prefix.py"
+FP32 = " -k 'reference and fp32 or by_hand'"
+
+MUTANTS += [
+    Mutant("prefix kernel: the shift of the summary is forgotten", KERNEL, "peak + shift + tl.log2(safe)", "peak + tl.log2(safe)",
+           KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: the prefix replaces the own tokens", KERNEL, "return acc * shrink[:, None] + top", "return top",
+           KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: the log-sum-exp leaves the prefix out", KERNEL, "m_new, l * shrink + share", "m_new, l * shrink",
+           KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: the product with Z takes the features of unscaled queries", KERNEL,
+           "_log2_features(x.to(tl.float32) * root, some < D)", "_log2_features(x.to(tl.float32), some < D)",
+           KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: every slice multiplies the first rows of Z", KERNEL, "z_ptr + some[:, None] * DV",
+           "z_ptr + (some - start)[:, None] * DV", KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: features above zero are e^x as well", KERNEL, "tl.log2(1.0 + tl.maximum(x, 0.0))",
+           "x * 1.4426950408889634", KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: all heads read the first summary", KERNEL, "+ head // GS  ", "+ 0 * head  ", KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: the keys' groups choose the summary", KERNEL, "+ head // GS  ", "+ head // G  ", KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: an empty prefix makes rows without keys NaN", KERNEL, "safe = tl.where(some_weight, weight, 1.0)",
+           "safe = weight", KERNEL_TESTS + " -k no_prefix"),
+    Mutant("prefix kernel: the merge shifts by the features' peak, not by their weight", KERNEL,
+           "m_new = tl.maximum(m, m_prefix)", "m_new = tl.maximum(m, peak + shift)", KERNEL_TESTS + " -k 'hide or no_prefix'"),
+    Mutant("prefix kernel: long sums are cast to float16 as they are", KERNEL, "float().amax(-1))[1]", "float().amax(-1))[1] * 0",
+           KERNEL_TESTS + " -k largest_float16"),
+    Mutant("prefix kernel: the power of two of the sums is not given back", KERNEL, "* math.log2(math.e) + power",
+           "* math.log2(math.e)", KERNEL_TESTS + FP32),
+    Mutant("prefix kernel: gradients are lost silently", KERNEL, "if torch.is_grad_enabled() and any(", "if False and any(",
+           KERNEL_TESTS + " -k refused"),
+]

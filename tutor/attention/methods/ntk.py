@@ -12,7 +12,8 @@ Paper       Liang et al. 2024 (Toward Infinite-Long Prefix in Transformer), sect
 Differs     The published demo divides by exp of the largest logit and overflows with it; the merge does not. elu + 1 is
             no estimate of the exponential: with it, Z and z made from a real prefix are poor, and are meant to be trained;
             `fit` does it by least squares against the prefix itself. Rows of the prefix read it exactly.
-See also    kernelized (random features), lightning (a state that fades), tutor/attention/partial.py (the merge)
+See also    kernelized (random features), lightning (a state that fades), tutor/attention/partial.py (the merge),
+            tutor/kernels/prefix.py (own tokens and prefix in one pass on a GPU)
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ def fit(q: Tensor, k: Tensor, v: Tensor, phi: LogFeatures = log_elu, *, own: Par
     return Summary(z.to(q.dtype), weight[..., 0].to(q.dtype), shift.to(q.dtype))
 
 
-@method("ntk", "attention", "NTK-Attention", paper="liang2024infinite", flags=("attends", "linear", "lossy"),
-        grid=({"prefix": 64}, {"prefix": 512}, {"prefix": 2048}))
+@method("ntk", "attention", "NTK-Attention", paper="liang2024infinite", kernel="tutor.kernels.prefix.prefix_attention",
+        flags=("attends", "linear", "lossy"), grid=({"prefix": 64}, {"prefix": 512}, {"prefix": 2048}))
 @dataclass(frozen=True)
 class NTK:
     """The first `prefix` keys summed up, the rest exact.
