@@ -12,6 +12,32 @@ from dataclasses import dataclass
 
 VERDICTS = ("holds", "in_part", "not_here", "unmeasured")
 
+# The look of a card, wherever its HTML goes: colours of the site, else of JupyterLab, else of the text around it.
+STYLE = """
+.claim-card { --line: var(--t-line, var(--jp-border-color2, #8888)); --quiet: var(--t-soft, var(--jp-ui-font-color2, inherit));
+  box-sizing: border-box; max-width: 46rem; margin: 1rem 0; padding: 0.8rem 1.1rem; line-height: 1.5;
+  border: 1px solid var(--line); border-left: 5px solid var(--mark, var(--quiet)); border-radius: 10px; }
+.claim-holds { --mark: var(--t-done, #009e73); }
+.claim-in_part { --mark: var(--t-partial, #c98500); border-left-style: dashed; }
+.claim-not_here { --mark: var(--t-no, #d55e00); border-left-style: double; }
+.claim-card .claim-head { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; margin: 0; }
+.claim-card code { color: inherit; background: none; padding: 0; font-size: 0.86em; overflow-wrap: anywhere; }
+.claim-card dl { display: block; margin: 0; }
+.claim-card dl dt { float: none; width: auto; margin: 0.6rem 0 0; color: var(--quiet); font-size: 0.82em; font-weight: 600; }
+.claim-card dl dd { float: none; width: auto; margin: 0.1rem 0 0; }
+.claim-card .claim-numbers { table-layout: fixed; width: 100%; margin: 0; border: 0; border-collapse: collapse;
+  font-size: 0.93em; }
+.claim-card .claim-numbers tr { background: none; }
+.claim-card .claim-numbers tr > * { padding: 0.2rem 0.8rem 0.2rem 0; border: 0; border-top: 1px solid var(--line);
+  background: none; color: inherit; text-align: left; vertical-align: top; white-space: normal; font-weight: 400;
+  overflow-wrap: anywhere; }
+.claim-card .claim-numbers tr > td { font-variant-numeric: tabular-nums; }
+.claim-card > dl > dd > .claim-numbers tr:first-child > * { border-top: 0; }
+.claim-card > dl > dd > .claim-numbers:not(:has(tr + tr)) td { font-weight: 600; }
+.claim-card summary { width: fit-content; padding: 0.2rem 0; color: var(--quiet); font-size: 0.9em; cursor: pointer; }
+.claim-card .claim-when { margin: 0.3rem 0 0; color: var(--quiet); font-size: 0.82em; }
+"""
+
 
 @dataclass(frozen=True)
 class Number:
@@ -106,32 +132,57 @@ class Claim:
 
 
 class Card:
-    """A claim as a reader sees it: what the paper says, what we measured, where it stops being true."""
+    """A claim as a reader sees it: verdict, what the paper says, what we measured, where it stops being true.
+
+    Of many numbers the first is the headline; the others are a table that can be folded away.
+    """
 
     MARKS = {"holds": "● holds", "in_part": "◐ holds in part", "not_here": "○ does not hold here", "unmeasured": "· not measured"}
+    MOST_SHOWN = 3                  # with more numbers than this, all but the first can be folded
 
     def __init__(self, claim: Claim, found: Measured | None = None):
         self.claim, self.found = claim, found
 
-    def lines(self) -> list[tuple[str, str]]:
-        c, e = self.claim, self.claim.expected
+    def numbers(self) -> list[tuple[str, str]]:
+        """(name, interval with unit) of every number, in the claim's order."""
         span = lambda n: f"{n.low:g}" if n.low == n.high else f"{n.low:g} to {n.high:g}"
-        numbers = "; ".join(f"{name.replace('_', ' ')}: {span(n)} {n.unit}".strip() for name, n in e.numbers.items())
-        rows = [("The paper says", f"{c.paper_says} ({c.where})"), ("We measured", f"{numbers} ({e.date}, {e.machine})"),
-                ("Verdict", self.MARKS[c.status]), ("Where it stops", c.stops)]
+        return [(name.replace("_", " "), f"{span(n)} {n.unit}".strip()) for name, n in self.claim.expected.numbers.items()]
+
+    def when(self) -> str:
+        return ", ".join(part for part in (self.claim.expected.date, self.claim.expected.machine) if part)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(name, text) of each part of the card."""
+        c = self.claim
+        measured = "; ".join(f"{name}: {value}" for name, value in self.numbers()) + f" ({self.when()})"
+        rows = [("Verdict", self.MARKS[c.status]), ("The paper says", f"{c.paper_says} ({c.where})"),
+                ("We measured", measured if self.numbers() else "nothing yet"), ("Where it stops", c.stops)]
         if self.found is not None:
-            rows.insert(2, ("Just now", self.found.sentence))
+            rows.insert(3, ("Just now", self.found.sentence))
         return rows
 
     def __repr__(self) -> str:
-        return f"Claim {self.claim.id}\n" + "\n".join(f"  {name}: {text}" for name, text in self.lines())
+        wide = max((len(name) for name, _ in self.numbers()), default=0)
+        table = "".join(f"\n    {name:<{wide}}  {value}" for name, value in self.numbers())
+        texts = dict(self.lines()) | ({"We measured": self.when() + table} if table else {})
+        return f"Claim {self.claim.id}\n" + "\n".join(f"  {name}: {text}" for name, text in texts.items())
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in self.lines())
+        rows = [f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in self.numbers()]
+        table = lambda some: f'<table class="claim-numbers"><tbody>{"".join(some)}</tbody></table>'
+        first = len(rows) if len(rows) <= self.MOST_SHOWN else 1
+        measured = table(rows[:first])
+        if rows[first:]:
+            measured += (f'<details class="claim-more" open><summary>{len(rows) - first} more numbers</summary>'
+                         f"{table(rows[first:])}</details>")
+        measured += f'<p class="claim-when">{escape(self.when())}</p>'
+        texts = {name: escape(text) for name, text in self.lines()} | ({"We measured": measured} if rows else {})
+        head = f'<p class="claim-head"><strong>{texts.pop("Verdict")}</strong> <code>{escape(self.claim.id)}</code></p>'
+        said = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in texts.items() if text)
         return (f'<section class="claim-card claim-{self.claim.status}" aria-label="Claim {escape(self.claim.id)}">'
-                f"<p><strong>Claim card</strong> <code>{escape(self.claim.id)}</code></p><dl>{rows}</dl></section>")
+                f"<style>{STYLE}</style>{head}<dl>{said}</dl></section>")
 
 
 def card(claim_id: str, *, measure: bool = False) -> Card:

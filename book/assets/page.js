@@ -1,4 +1,5 @@
-// Small services for every page: what scrolls can be scrolled by keyboard, and the sidebar's arrows have a name.
+// Small services for every page: what scrolls can be scrolled by keyboard, the sidebar's arrows have a name, and on a phone
+// the long tables of claim cards are folded.
 (() => {
   function name() {
     for (const summary of document.querySelectorAll("summary")) {
@@ -15,7 +16,17 @@
       else if (!box.classList.contains("table-scroll")) box.removeAttribute("tabindex");
     }
   }
+
+  function fold() {
+    if (innerWidth < 600) for (const more of document.querySelectorAll("details.claim-more")) more.open = false;
+  }
+
+  function unfold() {                                       // paper cannot be clicked
+    for (const more of document.querySelectorAll("details.claim-more")) more.open = true;
+  }
   addEventListener("DOMContentLoaded", name);
+  addEventListener("DOMContentLoaded", fold);
+  addEventListener("beforeprint", unfold);
   addEventListener("load", reachable);
   addEventListener("resize", reachable);
   let waiting = 0;                                          // figures arrive after the page: look again when one does

@@ -51,15 +51,47 @@ def test_a_card_says_all_four_things():
     from tutor.claim import Card
 
     found = Card(claim(), claim().check())
-    assert [name for name, _ in found.lines()] == ["The paper says", "We measured", "Just now", "Verdict", "Where it stops"]
+    assert [name for name, _ in found.lines()] == ["Verdict", "The paper says", "We measured", "Just now", "Where it stops"]
     assert "0.4 to 0.6" in repr(found) and "It was so." in found._repr_html_()
+
+
+def many(n: int):
+    from tutor.claim import Card
+
+    names = [f"number_{i}" for i in range(n)]
+    expected = Expected("holds", {name: Number(i, i + 0.5, "keys") for i, name in enumerate(names)}, date="2026-11-23")
+    return Card(Claim("toy.many", "attention", "toy", "…", "…", claim().experiment, expected))
+
+
+def test_three_numbers_stand_in_the_open_and_more_can_be_folded():
+    assert "<details" not in many(3)._repr_html_()
+    html = many(18)._repr_html_()
+    shown, folded = html.split("<details")
+    assert "number 0" in shown and "number 1" not in shown
+    assert folded.startswith(' class="claim-more" open>') and "<summary>17 more numbers</summary>" in folded
+    assert all(f"<th scope=row>number {i}</th><td>{i} to {i + 0.5} keys</td>" in folded for i in range(1, 18))
+
+
+def test_a_card_in_plain_text_has_a_line_for_each_number():
+    lines = repr(many(18)).splitlines()
+    assert [line for line in lines if "keys" in line] == [f"    {f'number {i}':<9}  {i} to {i + 0.5} keys"
+                                                          for i in range(18)]
+    assert lines[1] == "  Verdict: ● holds"
+
+
+def test_a_card_with_no_number_yet_says_so_only_by_its_verdict():
+    from tutor.claim import Card
+
+    card = Card(Claim("toy.x", "attention", "toy", "a", "§1", claim().experiment, Expected("unmeasured", {})))
+    assert "not measured" in repr(card) and "<table" not in card._repr_html_()
+    assert card.lines()[2] == ("We measured", "nothing yet")
 
 
 def test_a_card_escapes_markup():
     from tutor.claim import Card
 
     sneaky = Claim("toy.x", "attention", "toy", "a <b> & c", "§1", claim().experiment, claim().expected)
-    assert "a &lt;b&gt; &amp; c" in Card(sneaky)._repr_html_()
+    assert "a &lt;b&gt; &amp; c" in Card(sneaky)._repr_html_() and "<b>" not in Card(sneaky)._repr_html_()
 
 
 def test_an_unknown_card_lists_the_known_ones():

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,19 @@ def test_a_card_says_what_was_said_what_was_measured_and_where_it_stops():
     ):
         assert text in card
     assert "\n\n" not in card  # a blank line would end the HTML block
+
+
+def test_a_card_with_many_numbers_folds_them_in_the_ledger_and_shows_them_on_the_page_of_its_method():
+    numbers = {f"number_{i}": Number(i, i + 0.5, "keys") for i in range(9)}
+    many = replace(claim(), expected=replace(claim().expected, numbers=numbers))
+    alone, listed = pages.claim_card(many), pages.claim_card(many, address="methods/m.html")
+    assert '<details class="claim-more" open><summary>8 more numbers</summary>' in alone
+    assert '<details class="claim-more"><summary>8 more numbers</summary>' in listed
+    for card in (alone, listed):
+        before, after = card.split("<details")
+        assert "number 0" in before and "number 1" not in before and all(f"number {i}" in after for i in range(1, 9))
+        assert "\n\n" not in card
+    assert "<details" not in pages.claim_card(claim())
 
 
 def test_the_ledger_counts_every_verdict():

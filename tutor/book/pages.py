@@ -35,7 +35,7 @@ from tutor.book.markup import (
     verdict,
 )
 from tutor.book.results import data_note, read_results, result_section, rounding_note
-from tutor.claim import Claim
+from tutor.claim import Card, Claim
 
 FAMILY_TITLES = {
     "attention": ("Attention", "Which keys does a query need, and how do they travel through memory?"),
@@ -67,13 +67,19 @@ def claim_anchor(claim_id: str) -> str:
 
 
 def claim_card(claim: Claim, *, address: str = "") -> str:
-    """What the paper says, what was measured here, where it stops being true. `address`: the method's page."""
+    """What the paper says, what was measured here, where it stops being true. `address`: the method's page, which is
+    given where many cards stand in a row: there all but the first of more than three numbers are folded away.
+    """
     expected = claim.expected
     span = lambda n: number(n.low) if n.low == n.high else f"{number(n.low)} to {number(n.high)}"
     rows = [(esc(name.replace("_", " ")), span(n), esc(n.unit)) for name, n in expected.numbers.items()]
-    measured = "No number yet."
-    if rows:
-        measured = table(["quantity", "measured within", "unit"], rows, label=f"Numbers of {claim.id}", kind="numbers")
+    head, label = ["quantity", "measured within", "unit"], f"Numbers of {claim.id}"
+    first = len(rows) if len(rows) <= Card.MOST_SHOWN else 1
+    measured = table(head, rows[:first], label=label, kind="numbers") if rows else "No number yet."
+    if rows[first:]:
+        rest = table(head, rows[first:], label=f"More numbers of {claim.id}", kind="numbers")
+        measured += (f'<details class="claim-more"{"" if address else " open"}><summary>{len(rows) - first} more numbers'
+                     f"</summary>{rest}</details>")
     commit = f"commit {expected.commit}" if expected.commit else ""
     when = ", ".join(esc(part) for part in (expected.date, expected.machine, commit) if part)
     said = [("The paper says", f'{rich(claim.paper_says)} <span class="where">({rich(claim.where)})</span>'),
