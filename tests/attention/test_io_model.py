@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tutor.attention.dense import attend
 from tutor.attention.machine import Machine
+from tutor.attention.methods.flash import Flash
 from tutor.attention.methods.io_model import (
     ALGORITHMS,
     IOModel,
@@ -71,6 +72,43 @@ def test_any_run_is_dense_attention_and_moves_the_words_foretold(way, n, d, more
     torch.testing.assert_close(done.lse, want.lse[0, 0], rtol=0, atol=1e-12)
     assert done.words == count(algorithm, n, d, M, blocks=blocks, edges=True)
     assert done.peak <= M or (algorithm, blocks) == ("flash1", "paper")
+
+
+def test_causal_words_by_hand():
+    # N = 4, d = 1, M = 13: flash2 takes Br = 2, Bc = 2 (2 * (2 + 2 + 2) = 12 words of rows and scores would leave one for
+    # keys, so Bc = (13 - 2 * 4) // (2 + 2) = 1). Rows 0-1 read keys 0-1, rows 2-3 keys 0-3: 2 * (2 + 4) = 12 words of k, v;
+    # q, o and the log-sum-exps 3 * 4 = 12: 24. Without a mask 2 * (4 + 4) + 12 = 28.
+    # flash1, strict: Bc = (13 - 4) // 3 = 3, Br = 1. Keys 0-2 are met by 4 rows, key 3 by one: 5 * (3 + 4) + 8 = 43.
+    q, k, v = make(4, 1)
+    assert flash_tiles("flash2", 4, 1, 13) == (2, 1) and flash_tiles("flash1", 4, 1, 13, blocks="strict") == (1, 3)
+    assert run("flash2", q, k, v, 13, causal=True).words == 24 and run("flash2", q, k, v, 13).words == 28
+    assert run("flash1", q, k, v, 13, blocks="strict", causal=True).words == 43
+
+
+@settings(max_examples=80, deadline=None)
+@given(way=st.sampled_from([way for way in WAYS if way[0].startswith("flash")]), n=st.integers(1, 20), d=st.integers(1, 9),
+       more=st.integers(0, 400), seed=st.integers(0, 1000))
+def test_a_causal_run_is_causal_attention_and_moves_the_words_foretold(way, n, d, more, seed):
+    (algorithm, blocks), (q, k, v) = way, make(n, d, seed)
+    M = least(algorithm, blocks, d) + more
+    done = run(algorithm, q, k, v, M, blocks=blocks, causal=True)
+    want = attend(q[None, None], k[None, None], v[None, None])
+    torch.testing.assert_close(done.o, want.o[0, 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(done.lse, want.lse[0, 0], rtol=0, atol=1e-12)
+    assert done.words == count(algorithm, n, d, M, blocks=blocks, causal=True) <= count(algorithm, n, d, M, blocks=blocks)
+    assert done.peak <= M or (algorithm, blocks) == ("flash1", "paper")
+
+
+def test_causal_words_are_those_of_the_flash_method():
+    # The same tiles counted in another place; order 1 writes m and l, order 2 the log-sum-exp, as here.
+    for N, d, M in ((40, 4, 64), (33, 3, 200), (16, 8, 1000)):
+        q, x = make(N, d), torch.empty(1, 1, N, d)
+        for order, algorithm in ((1, "flash1"), (2, "flash2")):
+            br, bc = flash_tiles(algorithm, N, d, M)
+            assert run(algorithm, *q, M, causal=True).words == Flash(br, bc, order=order).cost(x, x, x)["words"]
+    heads = [x[None, None] for x in make(9, 3)]
+    torch.testing.assert_close(IOModel(40).attend(*heads, causal=True).o, attend(*heads).o, rtol=0, atol=1e-12)
+    assert IOModel(40).cost(*heads, causal=True)["words"] == count("flash2", 9, 3, 40, causal=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -188,7 +226,8 @@ def test_errors_name_the_argument():
             (lambda: lower_bound(4, 2, 0), "M must be >= 1"),
             (lambda: run("small", q, k[:3], v, 64), "one shape"),
             (lambda: IOModel(4), "M must be >= 5"),
-            (lambda: IOModel().attend(*heads, causal=True), "causal must be False"),
+            (lambda: IOModel(64, "small").attend(*heads, causal=True), "causal must be False for small"),
+            (lambda: count("standard", 4, 2, 64, causal=True), "causal must be False for standard"),
             (lambda: IOModel().cost(heads[0], heads[1][:, :, :3], heads[2][:, :, :3]), "share length and width")):
         with pytest.raises(ValueError, match=text):
             call()

@@ -9,10 +9,13 @@ Rule        One head, N queries and keys, d wide, no mask; what is used is loade
             small: the same without the softmax pass; P is made from S on the fly, each time a tile of S is read.
             flash1: keys outside; O, m, l of every query block are read and written once per key block.
             flash2: queries outside; O, m, l stay until the block is done, keys and values stream by.
+            causal (flash1 and flash2 alone): tiles beyond the diagonal are skipped, a tile on it is loaded whole.
 Cost        words moved; t is the largest number with 3t^2 + 2t <= M.
             standard  2N^2 d/t + N^2 + 2N^2 + N^2 d/min(t, d) + N^2 d/t + Nd;     small: less 2N^2
             flash1    2Nd + ceil(N/Bc) (3Nd + 4N), about 12 N^2 d^2 / M with the paper's blocks
             flash2    2Nd + N + ceil(N/Br) 2Nd, about 4 N^2 d^2 / M: the swap of the loops saves a factor of three
+            causal    flash1: 2Nd + (3d + 4) times the rows that are visited, for each key block from its first key's on
+                      flash2: 2Nd + N + 2d times the keys up to the last row of each query block
 Paper       Saha and Ye 2024, abstract: the lower bound, min(N^2 d^2 / M, N^2 d / sqrt(M)) up to constants. Optimality
             below d^2 is read cautiously (among combinatorial algorithms), its exact rate there is unverified. Blocks
             of `flash1`: Dao et al. 2022, algorithm 1.
@@ -42,6 +45,7 @@ from tutor.trace import Trace
 
 ALGORITHMS = ("standard", "flash1", "flash2", "small")
 BLOCKS = ("paper", "strict")
+SRAM = {"A100": 192 * 1024, "H100": 228 * 1024}               # bytes of fast memory of one processor (data sheets)
 
 
 # ---------------------------------------------------------------------------------------------------- closed forms
@@ -69,20 +73,26 @@ def flash_words(br: int, bc: int, d: int) -> int:
     return br * (2 * d + bc + 2) + 2 * bc * d
 
 
-def count(algorithm: str, N: int, d: int, M: int, *, blocks: str = "paper", edges: bool = False) -> int | float:
+def count(algorithm: str, N: int, d: int, M: int, *, blocks: str = "paper", edges: bool = False,
+          causal: bool = False) -> int | float:
     """Words moved for one head, in closed form.
 
     Args:
         blocks: "paper" or "strict", for `flash1` alone.
+        causal: query i sees keys 0 to i; for `flash1` and `flash2` alone.
         edges: count the cut tiles at the rim as the machine meets them. Without it the square tiles of `standard` and
             `small` are taken to divide N and d, which gives a smooth curve; where they do divide, both agree.
 
     Raises:
         ValueError: M is too small for one tile (the minimum is told), or an argument is unknown.
     """
-    _check(algorithm, N, d, blocks)
+    _check(algorithm, N, d, blocks, causal)
     if algorithm in ("flash1", "flash2"):
         br, bc = flash_tiles(algorithm, N, d, M, blocks=blocks)
+        if causal and algorithm == "flash1":                   # row blocks from the one that holds the first key's own row on
+            return 2 * N * d + (3 * d + 4) * sum(N - first // br * br for first in range(0, N, bc))
+        if causal:                                             # key blocks up to the one that holds the last row's own key
+            return 2 * N * d + N + 2 * d * sum(min(N, math.ceil(min(N, row + br) / bc) * bc) for row in range(0, N, br))
         if algorithm == "flash1":
             return 2 * N * d + math.ceil(N / bc) * (3 * N * d + 4 * N)
         return 2 * N * d + N + math.ceil(N / br) * 2 * N * d
@@ -117,7 +127,7 @@ class Run:
 
 
 def run(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str = "paper", scale: float | None = None,
-        watch: Timeline | None = None) -> Run:
+        causal: bool = False, watch: Timeline | None = None) -> Run:
     """Compute one head's attention on `Machine(M)`: q, k, v `(N, d)`, all in float64.
 
     The log-sum-exp is noted for the caller; only `flash2` writes it to slow memory, and only there is it counted.
@@ -126,14 +136,14 @@ def run(algorithm: str, q: Tensor, k: Tensor, v: Tensor, M: int, *, blocks: str 
         raise ValueError("q, k and v must have one shape (N, d); got "
                          f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}: the closed forms are for those")
     N, d = q.shape
-    _check(algorithm, N, d, blocks)
+    _check(algorithm, N, d, blocks, causal)
     q, k, v = (x.double() for x in (q, k, v))
     scale = 1 / math.sqrt(d) if scale is None else scale
     machine = Machine(M, enforce=algorithm != "flash1" or blocks == "strict", watch=watch)
     o, lse = torch.zeros(N, d, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)   # slow memory
     if algorithm in ("flash1", "flash2"):
         loops = _keys_outside if algorithm == "flash1" else _queries_outside
-        loops(machine, q, k, v, o, lse, scale, *flash_tiles(algorithm, N, d, M, blocks=blocks))
+        loops(machine, q, k, v, o, lse, scale, *flash_tiles(algorithm, N, d, M, blocks=blocks), causal)
     else:
         _matrix(machine, q, k, v, o, lse, scale, square_tile(N, d, M), softmax=algorithm == "standard")
     return Run(o, lse, machine.words, machine.peak)
@@ -186,15 +196,17 @@ def _matrix(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: T
 
 
 def _keys_outside(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float, br: int,
-                  bc: int) -> None:
+                  bc: int, causal: bool) -> None:
     """`flash1`: the output is normalised after every tile; it and its statistics travel each time."""
     slow_m, slow_l = torch.full_like(lse, float("-inf")), torch.zeros_like(lse)
     for keys in _cuts(len(k), bc):
         kb, vb = machine.load("k", k[keys]), machine.load("v", v[keys])
         for rows in _cuts(len(q), br):
+            if causal and rows.stop <= keys.start:                                     # no row sees any key
+                continue
             qb, acc = machine.load("q", q[rows]), machine.load("o", o[rows])
             m, l = machine.load("m", slow_m[rows]), machine.load("l", slow_l[rows])
-            s = machine.make("s", qb @ kb.T * scale)
+            s = _scores(machine, qb, kb, rows, keys, scale, causal)
             top = torch.maximum(m, s.amax(1))
             s.sub_(top[:, None]).exp_()                                            # the weights, in place of S
             before = l * torch.exp(m - top)                                        # what the old sum is worth now
@@ -209,7 +221,7 @@ def _keys_outside(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tensor, 
 
 
 def _queries_outside(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float, br: int,
-                     bc: int) -> None:
+                     bc: int, causal: bool) -> None:
     """`flash2`: the output stays in fast memory, unnormalised, until its last key has come by."""
     for rows in _cuts(len(q), br):
         qb = machine.load("q", q[rows])
@@ -217,8 +229,10 @@ def _queries_outside(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tenso
         m = machine.make("m", torch.full((len(qb),), float("-inf"), dtype=torch.float64))
         l = machine.make("l", torch.zeros_like(m))
         for keys in _cuts(len(k), bc):
+            if causal and rows.stop <= keys.start:
+                break
             kb, vb = machine.load("k", k[keys]), machine.load("v", v[keys])
-            s = machine.make("s", qb @ kb.T * scale)
+            s = _scores(machine, qb, kb, rows, keys, scale, causal)
             top = torch.maximum(m, s.amax(1))
             s.sub_(top[:, None]).exp_()
             shrink = torch.exp(m - top)
@@ -231,6 +245,15 @@ def _queries_outside(machine: Machine, q: Tensor, k: Tensor, v: Tensor, o: Tenso
         machine.store("o", o[rows])
         machine.store("m", lse[rows])
         machine.free("q", "o", "m", "l")
+
+
+def _scores(machine: Machine, qb: Tensor, kb: Tensor, rows: slice, keys: slice, scale: float, causal: bool) -> Tensor:
+    """S of one tile `(Br, Bc)`. Causal rows have met key 0 by then: a row that may see no key of the tile adds zeros."""
+    s = machine.make("s", qb @ kb.T * scale)
+    if causal:
+        own = torch.arange(rows.start, rows.start + len(qb))
+        s.masked_fill_(torch.arange(keys.start, keys.start + len(kb)) > own[:, None], float("-inf"))
+    return s
 
 
 def _cuts(length: int, step: int) -> list[slice]:
@@ -260,36 +283,35 @@ class IOModel:
         _need(self.M, 5, "every algorithm", "the least that any of them runs in")
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None) -> Partial:
-        """Exact attention without a mask in float64; q, k, v `(B, H, N, D)`, query heads grouped as everywhere."""
-        self._check(q, k, v, causal)
+        """Exact attention in float64; q, k, v `(B, H, N, D)`, query heads grouped as everywhere."""
+        self._check(q, k, v)
         group = q.shape[1] // k.shape[1]
         runs = [run(self.algorithm, q[b, h], k[b, h // group], v[b, h // group], self.M, blocks=self.blocks,
-                    scale=scale) for b in range(q.shape[0]) for h in range(q.shape[1])]
+                    scale=scale, causal=causal) for b in range(q.shape[0]) for h in range(q.shape[1])]
         return Partial(torch.stack([r.o for r in runs]).reshape(q.shape),
                        torch.stack([r.lse for r in runs]).reshape(q.shape[:3]))
 
     def cost(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Cost:
         """Words and operations of all heads: what the machine counts, by the closed form."""
-        self._check(q, k, v, causal)
+        self._check(q, k, v)
         (b, h, n, d) = q.shape
-        return Cost(words=b * h * count(self.algorithm, n, d, self.M, blocks=self.blocks, edges=True),
+        return Cost(words=b * h * count(self.algorithm, n, d, self.M, blocks=self.blocks, edges=True, causal=causal),
                     flops=4 * b * h * n * n * d)
 
-    def _check(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+    def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         check_qkv(q, k, v)
-        if causal:
-            raise ValueError("causal must be False: the words are counted for attention without a mask; "
-                             "tutor.attention.methods.flash counts causal tiles")
         if q.shape[2:] != k.shape[2:] or q.shape[2:] != v.shape[2:]:
             raise ValueError("q, k and v must share length and width; got "
                              f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}: the closed forms are for those")
 
 
-def _check(algorithm: str, N: int, d: int, blocks: str) -> None:
+def _check(algorithm: str, N: int, d: int, blocks: str, causal: bool = False) -> None:
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}; got {algorithm!r}")
     if blocks not in BLOCKS:
         raise ValueError(f"blocks must be one of {BLOCKS}; got {blocks!r}")
+    if causal and algorithm not in ("flash1", "flash2"):
+        raise ValueError(f"causal must be False for {algorithm}, whose matrix is counted whole; take flash1 or flash2")
     for name, value in (("N", N), ("d", d)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1; got {value}")
