@@ -162,40 +162,38 @@ def test_a_summary_can_be_trained():
     assert torch.autograd.gradcheck(loss, leaves)
 
 
-def test_gradients_reach_prefixes_through_the_model(monkeypatch):
-    """The pieces of benchmarks/prefix_tuning.py on a tiny model: batches change nothing, and a few steps lower the loss."""
-    from benchmarks import prefix_tuning as tuning
+def test_gradients_reach_prefixes_through_the_model():
+    """Prefix tuning of a tiny model: batches change nothing, and a few steps lower the loss."""
+    from tutor.attention import prefix_tuning as tuning
     from tutor.model.llama import tiny_llama
 
-    monkeypatch.setattr(tuning, "LAYERS", range(1, 2))
-    monkeypatch.setattr(tuning, "FITTED", 6)
     model, g = tiny_llama(dtype=torch.float32), torch.Generator().manual_seed(0)
     examples = [(torch.randint(97, (n,), generator=g), start) for n, start in ((9, 4), (6, 2), (8, 5))]
-    task = tuning.Task(model, examples)
+    task = tuning.Task(model, examples, range(1, 2))
     alone = [model.nll(ids[None])[0, start - 1:] for ids, start in examples]                           # each without padding
     total, words = task.loss(range(3))
     assert words == sum(map(len, alone)) == 5 + 4 + 3
     assert total.item() == pytest.approx(float(torch.cat(alone).sum()), rel=1e-5)
     assert task.judge() == pytest.approx(total.item() / 12, rel=1e-6)
 
-    started = tuning.start_rows(model, examples)
+    begun = tuning.started(model, examples, range(1, 2), 5)
     text = torch.cat([ids for ids, _ in examples])[None]
     seen = model.forward(text[:, :5], collect=("k",), logits="none").collected["k"][1]
     for form, floats in (("5 rows", 2 * 5 * 2 * 16), ("matrix", 2 * (16 * 16 + 16))):                  # one layer, two KV heads
-        far = tuning.made(form, started)
+        far = tuning.made(form, begun)
         assert sum(x.numel() for x in far.parameters()) == floats
         if form == "5 rows":
             torch.testing.assert_close(far.rows[1][0], seen, rtol=1e-4, atol=1e-5)
         before = task.judge(far)
-        losses = tuning.train(task, far, 0.03, 12, 0, form)
+        losses = tuning.train(task, far, 0.03, 12, 0)
         assert task.judge(far) < before - 0.05 and len(losses) == 12, form
         assert all(x.grad.abs().max() > 0 for x in far.parameters())
-        again = tuning.made(form, started)
-        assert tuning.train(task, again, 0.03, 12, 0, form) == losses                               # the same for the same seed
+        again = tuning.made(form, begun)
+        assert tuning.train(task, again, 0.03, 12, 0) == losses                               # the same for the same seed
 
 
 def test_a_telegram_leaves_words_out():
-    from benchmarks.prefix_tuning import telegram
+    from tutor.attention.prefix_tuning import telegram
 
     assert telegram("The list of names, if any, is sorted.") == "list of names if any sorted STOP"
     assert telegram("Return True.") == "return True STOP" and telegram("It is.") == "STOP"
