@@ -202,6 +202,23 @@ def test_cost_by_hand_and_by_counting():
     assert Hyper(min_len=12).cost(q, k, v)["scored"] == 0
 
 
+def test_the_cost_is_what_torch_multiplies():
+    # Everything divides: 4 triangles of 512 rows (computed as squares), 2 squares of 512 and one of 1 024 rows, each row with
+    # a block of 64 and 16 samples. A pair is a logit and a share of a value: 2 * (4 + 4) operations. Hashing: 6 planes,
+    # 2 * 4 operations each, for the rows of 2 query heads and one KV head.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q, k, v = make(hq=2, hkv=1, t=2048, s=2048, dv=4)
+    method = Hyper(6, block=64, samples=16, min_len=512)
+    with FlopCounterMode(display=False) as counted:
+        method.attend(q, k, v)
+    cost = method.cost(q, k, v)
+    above = 2 * 4 * 512 * 511 // 2                                         # upper halves of the exact triangles
+    assert cost["loaded"] == 2 * (4 * 512 * 513 // 2 + 2 * 1024 * 80)
+    assert cost["scored"] == 6 * (3 * 2 * 512 + 3 * 1024)
+    assert counted.get_total_flops() == 16 * (cost["loaded"] + above) + 8 * cost["scored"]
+
+
 def test_short_texts_and_decoding_are_exact():
     q, k, v = make(t=16, s=40)
     close(Hyper(min_len=17).attend(q, k, v), attend(q, k, v))

@@ -18,16 +18,16 @@ class GrayForward(Hyper):
 class CountedTwice(Hyper):
     """The CUDA path: sampled keys of the row's own block are kept, so the block is read exactly and estimated as well."""
 
-    def _sampled(self, q, k, v, bq, scale, generator):
-        drawn = torch.randint(k.shape[2], (self.samples,), generator=generator)
-        logits = scale * (q @ k[:, :, drawn][:, :, None].transpose(-1, -2))
-        return from_logits(logits + torch.log(torch.tensor(k.shape[2] / self.samples)), v[:, :, drawn][:, :, None])
+    def _sampled(self, q, k, v, bq, scale, drawn):
+        place = drawn.place[0, 0]
+        logits = scale * (q @ k[:, :, place][:, :, None].transpose(-1, -2))
+        return from_logits(logits + torch.log(torch.tensor(k.shape[2] / self.samples)), v[:, :, place][:, :, None])
 
 
 class LeadingColumns(Hyper):
     """A Triton revision: the first keys in place of random ones, and no weight."""
 
-    def _sampled(self, q, k, v, bq, scale, generator):
+    def _sampled(self, q, k, v, bq, scale, drawn):
         drawn = torch.arange(min(self.samples, k.shape[2]))
         logits = scale * (q @ k[:, :, drawn][:, :, None].transpose(-1, -2))
         own = torch.arange(q.shape[3])[:, None] // bq == drawn // self.block

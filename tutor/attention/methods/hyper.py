@@ -17,12 +17,13 @@ Differs     The published code gives a bin its own Gray code as rank; the proper
             blocks and uneven halves instead of padding. Grouped heads, and fewer queries than keys (the earlier keys are
             one more rectangle) are ours, as is `sinks`: the first keys read exactly by every row, never hashed. The
             paper estimates numerator and denominator from two samples; its code, and this file, use one for both.
-See also    lightning (linear for another reason), oracle_topk (what the best block could hold)
+See also    lightning (linear for another reason), oracle_topk (what the best block could hold), tutor/kernels/hyper.py
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from tutor.attention import dense
 from tutor.attention.dense import causal_pairs, check_qkv, positions
-from tutor.attention.partial import Partial, empty_like, from_logits, merge
+from tutor.attention.partial import Partial, from_logits, merge
 from tutor.attention.selection import need
 from tutor.catalog import method
 from tutor.cost import Cost
@@ -76,6 +77,13 @@ class Sorted(NamedTuple):
         return q_block[..., :, None] == k_block[..., None, :]
 
 
+class Drawn(NamedTuple):
+    """A sample of keys: `place (B, Hkv, m)` in the sorted list, `weight (B, Hkv, m)` added to a logit, log 1 / (m p)."""
+
+    place: Tensor
+    weight: Tensor
+
+
 def hash_bins(x: Tensor, planes: Tensor) -> Tensor:
     """Bin of each row, int64 `(...)`: bit i tells on which side of plane i it lies. `x (..., D)`, `planes (D, r)`."""
     bits = (x.double() @ planes.double() > 0).long()                                       # (..., r)
@@ -93,7 +101,8 @@ def gray_rank(bins: Tensor) -> Tensor:
     return rank
 
 
-@method("hyper", "attention", "HyperAttention", paper="han2024hyperattention", flags=("attends", "estimator", "lossy"),
+@method("hyper", "attention", "HyperAttention", paper="han2024hyperattention",
+        kernel="tutor.kernels.hyper.hyper_attention", flags=("attends", "estimator", "lossy"),
         grid=({"block": 16, "samples": 16, "min_len": 64}, {"block": 64, "samples": 64, "min_len": 64},
               {"block": 256, "samples": 256, "min_len": 512}))
 @dataclass(frozen=True)
@@ -142,18 +151,17 @@ class Hyper:
         end = _end(positions(q, k, pos_q), k.shape[2]) if causal else k.shape[2]
         q, k, v = (x.to(torch.float64 if dtype == torch.float64 else torch.float32) for x in (q, k, v))
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        planes, generator = self.start(q, generator)
+        part = over_plan(self.plan(q.shape[2], end, causal=causal), q, k, v,
+                         lambda q, k, v, causal: _exact(q, k, v, causal=causal, scale=scale),
+                         lambda q, k, v: self.estimate(q, k, v, planes, scale=scale, generator=generator))
+        return Partial(part.o.to(dtype), part.lse)
+
+    def start(self, q: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, torch.Generator]:
+        """The planes `(D, r)` of a whole text, and the generator that draws its samples next."""
         generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
-        planes = torch.randn(q.shape[-1], self.planes, generator=generator).to(q)
-        whole = empty_like(q, v.shape[3])
-        o, lse = whole.o, whole.lse
-        for row, row_end, key, key_end, triangle, exact in self.plan(q.shape[2], end, causal=causal):
-            rows, keys = slice(row, row_end), slice(key, key_end)
-            piece = q[:, :, rows], k[:, :, keys], v[:, :, keys]
-            part = (_exact(*piece, causal=triangle, scale=scale) if exact
-                    else self.estimate(*piece, planes, scale=scale, generator=generator))
-            part = merge(Partial(o[:, :, rows], lse[:, :, rows]), part)
-            o[:, :, rows], lse[:, :, rows] = part.o, part.lse
-        return Partial(o.to(dtype), lse)
+        planes = torch.randn(q.shape[-1], self.planes, generator=generator, device=generator.device)
+        return planes.to(q.device, torch.promote_types(q.dtype, torch.float32)), generator
 
     def plan(self, t: int, s: int, *, causal: bool = True) -> list[Step]:
         """The pieces that T query rows, the last of S keys, are computed from: disjoint, and together all they may see."""
@@ -197,11 +205,25 @@ class Hyper:
     def estimate(self, q: Tensor, k: Tensor, v: Tensor, planes: Tensor, *, scale: float,
                  generator: torch.Generator) -> Partial:
         """One rectangle, in which every query sees every key: matched blocks and samples, merged."""
-        groups, order = q.shape[1] // k.shape[1], self.sort(q, k, planes)
+        order = self.sort(q, k, planes)
+        return self.step(q, k, v, order, self.draw(v, order, generator), scale=scale)
+
+    def draw(self, v: Tensor, order: Sorted, generator: torch.Generator) -> Drawn | None:
+        """Samples for one rectangle, with replacement, alike for all queries of a KV head; None if there are none."""
+        if not self.samples:
+            return None
+        chance = self.chances(v).gather(2, order.k_order)                                  # (B, Hkv, S), sorted
+        place = torch.multinomial(chance.flatten(0, 1).to(generator.device), self.samples, replacement=True,
+                                  generator=generator).to(v.device).reshape(*chance.shape[:2], self.samples)
+        return Drawn(place, -torch.log(self.samples * chance.gather(2, place)))
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, order: Sorted, drawn: Drawn | None, *, scale: float) -> Partial:
+        """One rectangle, given where sorting puts each row and which keys are drawn."""
+        groups = q.shape[1] // k.shape[1]
         qs, ks, vs = _take(q, order.q_order), _take(k, order.k_order), _take(v, order.k_order)
         qs = qs.unflatten(1, (-1, groups))                                  # (B, Hkv, G, T, D)
         near = self._blocks(qs, ks, vs, order.bq, scale)
-        part = merge(near, self._sampled(qs, ks, vs, order.bq, scale, generator)) if self.samples else near
+        part = near if drawn is None else merge(near, self._sampled(qs, ks, vs, order.bq, scale, drawn))
         back = torch.argsort(order.q_order)
         return Partial(_take(part.o.flatten(1, 2), back), part.lse.flatten(1, 2).gather(2, back))
 
@@ -215,18 +237,16 @@ class Hyper:
         part = from_logits(logits.masked_fill(~real, float("-inf")), v)
         return Partial(part.o.flatten(3, 4)[:, :, :, :t], part.lse.flatten(3, 4)[:, :, :, :t])
 
-    def _sampled(self, q: Tensor, k: Tensor, v: Tensor, bq: int, scale: float, generator: torch.Generator) -> Partial:
+    def _sampled(self, q: Tensor, k: Tensor, v: Tensor, bq: int, scale: float, drawn: Drawn) -> Partial:
         """A sample of the sorted keys stands for all keys outside a row's own block."""
-        chance = self.chances(v)                                                           # (B, Hkv, S)
-        drawn = torch.multinomial(chance.flatten(0, 1).cpu(), self.samples, replacement=True, generator=generator)
-        drawn = drawn.to(q.device).reshape(*chance.shape[:2], self.samples)                # (B, Hkv, m)
-        stands_for = -torch.log(self.samples * chance.gather(2, drawn))                    # log 1 / (m p_j)
-        logits = scale * (q @ _take(k, drawn)[:, :, None].transpose(-1, -2)) + stands_for[:, :, None, None]
-        own = torch.arange(q.shape[3], device=q.device)[:, None] // bq == drawn[:, :, None] // self.block
-        return from_logits(logits.masked_fill(own[:, :, None], float("-inf")), _take(v, drawn)[:, :, None])
+        place, weight = drawn
+        logits = scale * (q @ _take(k, place)[:, :, None].transpose(-1, -2)) + weight[:, :, None, None].to(q.dtype)
+        own = torch.arange(q.shape[3], device=q.device)[:, None] // bq == place[:, :, None] // self.block
+        return from_logits(logits.masked_fill(own[:, :, None], float("-inf")), _take(v, place)[:, :, None])
 
     def chances(self, v: Tensor) -> Tensor:
         """Probability `(B, Hkv, S)` that a draw takes a key. With "vnorm" a zero value keeps a small one: its weight counts."""
+        v = v.to(torch.promote_types(v.dtype, torch.float32))
         size = v.square().sum(-1) if self.sampling == "vnorm" else torch.ones_like(v[..., 0])
         size = (size / size.amax(-1, keepdim=True).clamp(min=1e-30)).clamp(min=1e-6)
         return size / size.sum(-1, keepdim=True)
@@ -273,11 +293,28 @@ def hardness(q: Tensor, k: Tensor, together: Tensor | None = None) -> Hardness:
 
 # ------------------------------------------------------------------------------------------------------------- parts
 
+def over_plan(steps: Iterable[Step], q: Tensor, k: Tensor, v: Tensor, exact: Callable[..., Partial],
+              estimate: Callable[..., Partial]) -> Partial:
+    """Join what `exact(q, k, v, causal)` and `estimate(q, k, v)` make of each piece; sums are float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    o = torch.zeros(*q.shape[:3], v.shape[3], dtype=wide, device=q.device)
+    lse = torch.full(q.shape[:3], float("-inf"), dtype=wide, device=q.device)
+    for row, row_end, key, key_end, causal, is_exact in steps:
+        rows, keys = slice(row, row_end), slice(key, key_end)
+        piece = q[:, :, rows], k[:, :, keys], v[:, :, keys]
+        part = exact(*piece, causal) if is_exact else estimate(*piece)
+        part = merge(Partial(o[:, :, rows], lse[:, :, rows]), Partial(part.o.to(wide), part.lse))
+        o[:, :, rows], lse[:, :, rows] = part.o, part.lse
+    return Partial(o, lse)
+
+
 def _exact(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Partial:
-    """Dense attention a few rows at a time."""
-    pos = positions(q, k)
-    parts = [dense.attend(q[:, :, rows], k, v, causal=causal, scale=scale, dtype=q.dtype, pos_q=pos[rows])
-             for rows in (slice(a, a + ROWS) for a in range(0, q.shape[2], ROWS))]
+    """Dense attention a few rows at a time; a triangle's rows meet no keys behind the last of them."""
+    pos, parts = positions(q, k), []
+    for rows in (slice(a, a + ROWS) for a in range(0, q.shape[2], ROWS)):
+        seen = int(pos[rows][-1]) + 1 if causal else k.shape[2]
+        parts.append(dense.attend(q[:, :, rows], k[:, :, :seen], v[:, :, :seen], causal=causal, scale=scale, dtype=q.dtype,
+                                  pos_q=pos[rows]))
     return Partial(torch.cat([part.o for part in parts], 2), torch.cat([part.lse for part in parts], 2))
 
 
