@@ -3,29 +3,58 @@
   const base = new URL(".", document.currentScript.src);
   const dark = () => document.documentElement.dataset.theme === "dark";
 
-  // A title says the finding: on a narrow page it begins at the left edge and its letters shrink until the longest line fits.
-  function fitted(title, width) {
-    const longest = Math.max(...title.text.replace(/<(?!br)[^>]*>/g, "").split(/<br ?\/?>/).map((line) => line.length));
-    const size = title.font?.size ?? 15, room = Math.floor((width - 20) / (0.56 * longest));
-    if (width >= 480 || room >= size) return title;
-    return { ...title, x: 8 / width, xanchor: "left", xref: "container", font: { ...(title.font ?? {}), size: Math.max(9, room) } };
+  // The colours of our own figures, in an order that neighbours can be told apart in.
+  const WAYS = {
+    light: ["#0072b2", "#c4420b", "#007f5f", "#6a3fa0", "#b87700", "#b0528a", "#26344d", "#857c72"],
+    dark: ["#56b4e9", "#ff8a5b", "#2fc79a", "#b79cff", "#f0b429", "#e59bc6", "#dfe4ee", "#958d84"],
+  };
+
+  // What follows the theme, in the form that Plotly.relayout takes: paper is the page's, everything else the figure's own.
+  function colours(layout) {
+    const ink = dark() ? "#d9dde3" : "#1f2933", line = dark() ? "#3a424d" : "#dfe3e8";
+    const found = { "font.color": ink, colorway: layout.colorway ?? WAYS[dark() ? "dark" : "light"] };
+    for (const axis of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
+      for (const what of ["gridcolor", "zerolinecolor", "linecolor"]) found[`${axis}.${what}`] = line;
+    }
+    return found;
   }
 
-  // What the page decides: paper, ink and lines follow the theme; everything else is the figure's own.
-  function themed(layout, width) {
-    const ink = dark() ? "#d9dde3" : "#1f2933", line = dark() ? "#3a424d" : "#dfe3e8";
+  function themed(layout) {
     const own = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true };
     delete own.width;
-    own.font = { ...(layout.font ?? {}), color: ink, family: getComputedStyle(document.body).fontFamily };
-    for (const key of Object.keys(own)) {
-      if (/^[xy]axis\d*$/.test(key)) own[key] = { ...own[key], gridcolor: line, zerolinecolor: line, linecolor: line };
+    own.font = { ...(layout.font ?? {}), family: getComputedStyle(document.body).fontFamily };
+    for (const [key, value] of Object.entries(colours(layout))) {
+      const [part, what] = key.split(".");
+      own[part] = what ? { ...(own[part] ?? {}), [what]: value } : value;
     }
-    for (const key of ["xaxis", "yaxis"]) own[key] ??= { gridcolor: line, zerolinecolor: line, linecolor: line };
-    if (own.title?.text) own.title = fitted(own.title, width);
     own.legend = { bgcolor: "rgba(0,0,0,0)", ...(layout.legend ?? {}) };
     own.template = { ...(layout.template ?? {}) };
     own.margin = { l: 56, r: 16, t: own.title?.text ? 56 : 24, b: 48, ...(layout.margin ?? {}) };
+    own.annotations = layout.annotations?.map((note) => (note.font?.size === 16 ? { ...note, font: { ...note.font, size: 13 } } : note));
     return own;
+  }
+
+  // The title of a chart is text above it: it wraps with the page, is read aloud when it changes, and its room is given back.
+  const plain = (title) => (title ?? "").replace(/<[^>]+>/g, " ").replace(/\s+/g, " ").trim();
+
+  function follow(box, caption) {
+    const renew = () => {
+      const text = plain(box._fullLayout.title?.text);
+      if (text && caption.textContent !== text) caption.textContent = text;
+    };
+    for (const event of ["plotly_afterplot", "plotly_animatingframe", "plotly_animated"]) box.on(event, renew);
+  }
+
+  const ABOVE = ".legend, .annotation, .updatemenu-container, .slider-container, .colorbar, [class*='axislayer'], [class^='g-x']";
+
+  async function tighten(Plotly, box) {
+    const top = box.getBoundingClientRect().top, { _size: size, margin, height } = box._fullLayout;
+    const tops = [...box.querySelectorAll(ABOVE)].map((part) => part.getBoundingClientRect())
+      .filter((place) => place.width && place.height).map((place) => place.top - top);
+    const spare = Math.min(margin.t, Math.floor(Math.min(size.t, ...tops)) - 6);
+    if (spare < 8) return;
+    box.style.minHeight = `${height - spare}px`;
+    await Plotly.relayout(box, { "margin.t": margin.t - spare, height: height - spare });
   }
 
   function load() {
@@ -41,17 +70,22 @@
   async function draw() {
     const figures = [...document.querySelectorAll("figure.tutor-plotly")].map((figure) => ({
       box: figure.querySelector(".tutor-plotly-box"),
+      caption: figure.querySelector("figcaption"),
       json: JSON.parse(figure.querySelector("script").textContent),
     }));
     if (!figures.length) return;
     const Plotly = await load();
     const config = { responsive: true, displaylogo: false, displayModeBar: false };
-    for (const { box, json } of figures) {
-      await Plotly.newPlot(box, json.data, themed(json.layout, box.clientWidth), config);
+    for (const { box, caption, json } of figures) {
+      await Plotly.newPlot(box, json.data, themed(json.layout), config);
       if (json.frames.length) await Plotly.addFrames(box, json.frames);
+      if (caption) {
+        await tighten(Plotly, box);
+        follow(box, caption);
+      }
       box.dataset.drawn = "true";
     }
-    new MutationObserver(() => figures.forEach(({ box, json }) => Plotly.relayout(box, themed(json.layout, box.clientWidth))))
+    new MutationObserver(() => figures.forEach(({ box, json }) => Plotly.relayout(box, colours(json.layout))))
       .observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
   }
 

@@ -48,15 +48,49 @@ def test_no_text_of_a_figure_can_end_the_script_tag():
     assert json.loads(body)["layout"]["title"]["text"] == "A </script> in a title"
 
 
-@pytest.mark.browser
-def test_the_page_draws_it_and_follows_the_theme(tmp_path, open_page):
+def test_the_title_stands_above_the_chart_as_text():
+    html = figure_html(figure() | {"layout": {"title": {"text": "<b>One</b> of<br>two & three"}}})
+    assert '<figcaption aria-live="polite">One of two &amp; three</figcaption>' in html and "aria-label" not in html
+    untitled = figure_html(figure() | {"layout": {}})
+    assert "figcaption" not in untitled and 'aria-label="Chart"' in untitled
+
+
+def page_of(tmp_path: Path, *figures: dict) -> None:
     shutil.copy(ROOT / "book" / "assets" / "plotly-init.js", tmp_path)
     (tmp_path / "vendor").mkdir()
     shutil.copy(Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js", tmp_path / "vendor")
+    shutil.copy(ROOT / "book" / "assets" / "tutor.css", tmp_path)
     (tmp_path / "index.html").write_text(
-        f'<!doctype html><html data-theme="light"><body>{figure_html(figure())}'
+        '<!doctype html><html data-theme="light"><head><link rel="stylesheet" href="tutor.css"></head><body>'
+        f'<div class="bd-article">{"".join(map(figure_html, figures))}</div>'
         '<script src="plotly-init.js"></script></body></html>'
     )
+
+
+@pytest.mark.browser
+def test_a_title_is_shown_once_follows_the_dial_and_survives_the_theme(tmp_path, open_page):
+    buttons = [dict(label=name, method="update", args=[{}, {"title.text": f"{name} <b>finding</b>"}])
+               for name in ("First", "Second")]
+    chart = go.Figure(go.Bar(x=[1, 2], y=[1, 2])).update_layout(
+        title="First<br>finding", height=400, margin_t=90, updatemenus=[dict(type="buttons", y=-0.2, buttons=buttons)])
+    page_of(tmp_path, json.loads(chart.to_json()))
+    with served(tmp_path) as address:
+        page = open_page(address + "index.html")
+        page.wait_for_selector(".tutor-plotly-box[data-drawn]")
+        caption = page.locator("figcaption")
+        assert caption.inner_text() == "First finding" and not page.locator(".gtitle").is_visible()
+        box = page.locator(".tutor-plotly-box").bounding_box()
+        assert box["height"] <= 330 and page.locator(".draglayer .nsewdrag").bounding_box()["y"] - box["y"] < 20
+        page.locator(".updatemenu-button").nth(1).click()
+        page.wait_for_function("() => document.querySelector('figcaption').textContent === 'Second finding'")
+        page.evaluate("() => { document.documentElement.dataset.theme = 'dark'; }")
+        page.wait_for_function("() => document.querySelector('.tutor-plotly-box')._fullLayout.font.color === '#d9dde3'")
+        assert caption.inner_text() == "Second finding"
+
+
+@pytest.mark.browser
+def test_the_page_draws_it_and_follows_the_theme(tmp_path, open_page):
+    page_of(tmp_path, figure())
     (tmp_path / "plain.html").write_text(
         '<!doctype html><html><body><script src="plotly-init.js"></script></body></html>'
     )

@@ -19,10 +19,10 @@ MIME = "application/vnd.plotly.v1+json"
 
 
 def title_of(figure: dict[str, Any]) -> str:
-    """The figure's title as plain text, for those who do not see the picture."""
+    """The figure's title as plain text, which stands above the picture and wraps with the page."""
     title = figure.get("layout", {}).get("title", "")
     text = title.get("text", "") if isinstance(title, dict) else title
-    return re.sub(r"<[^>]+>", " ", str(text or "")).strip() or "Chart"
+    return " ".join(re.sub(r"<[^>]+>", " ", str(text or "")).split())
 
 
 def figure_html(figure: dict[str, Any]) -> str:
@@ -30,8 +30,11 @@ def figure_html(figure: dict[str, Any]) -> str:
     payload = {key: figure.get(key) or default for key, default in (("data", []), ("layout", {}), ("frames", []))}
     text = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     height = int(figure.get("layout", {}).get("height") or 420)
+    title = title_of(figure)
+    caption = f'<figcaption aria-live="polite">{html.escape(title)}</figcaption>' if title else ""
+    name = "" if title else ' role="group" aria-label="Chart"'
     return (
-        f'<figure class="tutor-plotly" role="group" aria-label="{html.escape(title_of(figure), quote=True)}">'
+        f'<figure class="tutor-plotly"{name}>{caption}'
         f'<div class="tutor-plotly-box" style="min-height:{height}px"></div>'
         f'<script type="application/vnd.tutor.plotly+json">{text}</script></figure>'
     )
