@@ -25,12 +25,10 @@ STYLE = """
 .claim-card dl { display: block; margin: 0; }
 .claim-card dl dt { float: none; width: auto; margin: 0.6rem 0 0; color: var(--quiet); font-size: 0.82em; font-weight: 600; }
 .claim-card dl dd { float: none; width: auto; margin: 0.1rem 0 0; }
-.claim-card .claim-numbers { table-layout: fixed; width: 100%; margin: 0; border: 0; border-collapse: collapse;
-  font-size: 0.93em; }
+.claim-card .claim-numbers { width: auto; margin: 0; border: 0; border-collapse: collapse; font-size: 0.93em; }
 .claim-card .claim-numbers tr { background: none; }
-.claim-card .claim-numbers tr > * { padding: 0.2rem 0.8rem 0.2rem 0; border: 0; border-top: 1px solid var(--line);
-  background: none; color: inherit; text-align: left; vertical-align: top; white-space: normal; font-weight: 400;
-  overflow-wrap: anywhere; }
+.claim-card .claim-numbers tr > * { padding: 0.2rem 1.2rem 0.2rem 0; border: 0; border-top: 1px solid var(--line);
+  background: none; color: inherit; text-align: left; vertical-align: top; white-space: normal; font-weight: 400; }
 .claim-card .claim-numbers tr > td { font-variant-numeric: tabular-nums; }
 .claim-card > dl > dd > .claim-numbers tr:first-child > * { border-top: 0; }
 .claim-card > dl > dd > .claim-numbers:not(:has(tr + tr)) td { font-weight: 600; }
@@ -137,7 +135,8 @@ class Card:
     Of many numbers the first is the headline; the others are a table that can be folded away.
     """
 
-    MARKS = {"holds": "● holds", "in_part": "◐ holds in part", "not_here": "○ does not hold here", "unmeasured": "· not measured"}
+    MARKS = {"holds": "✓ holds", "in_part": "≈ holds in part", "not_here": "✗ does not hold here",
+             "unmeasured": "? not measured yet"}
     MOST_SHOWN = 3                  # with more numbers than this, all but the first can be folded
 
     def __init__(self, claim: Claim, found: Measured | None = None):

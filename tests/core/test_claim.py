@@ -76,7 +76,7 @@ def test_a_card_in_plain_text_has_a_line_for_each_number():
     lines = repr(many(18)).splitlines()
     assert [line for line in lines if "keys" in line] == [f"    {f'number {i}':<9}  {i} to {i + 0.5} keys"
                                                           for i in range(18)]
-    assert lines[1] == "  Verdict: ● holds"
+    assert lines[1] == "  Verdict: ✓ holds"
 
 
 def test_a_card_with_no_number_yet_says_so_only_by_its_verdict():

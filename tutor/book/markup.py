@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tutor.claim import Card
 from tutor.cost import COUNTERS
 
 # A status is a sign and a word; colour only repeats it.
 STATUS = {"done": ("●", "done"), "partial": ("◐", "partial"), "open": ("○", "open")}
-VERDICT = {"holds": ("✓", "holds"), "in_part": ("≈", "holds in part"), "not_here": ("✗", "does not hold here"),
-           "unmeasured": ("?", "not measured yet")}
+VERDICT = {status: tuple(mark.split(" ", 1)) for status, mark in Card.MARKS.items()}
 NONE = '<span class="none">–</span>'
 
 
