@@ -267,7 +267,7 @@ def coverage_page(rows: Sequence[Row], lessons: dict[str, str], addresses: dict[
 def _evidence(row: Row, lessons: dict[str, str], addresses: dict[str, str]) -> tuple[str, ...]:
     claims = "<br>".join(link(f"claims.html#{claim_anchor(c['id'])}", verdict(c["status"])) for c in row["claims"])
     return (link(f"methods/{row['family']}/{row['name']}.html", esc(row["title"])), chip(row["status"]),
-            link(addresses.get(row["paper"], ""), str(row["year"] or "–")), code(row["module"].removeprefix("tutor.")),
+            link(addresses.get(row["paper"], ""), str(row["year"] or "–")), code(row["module"].split(".")[-1] + ".py"),
             str(len(row["tests"]) or NONE), lesson_link(row, lessons) or NONE, claims or NONE,
             code(row["kernel"].removeprefix("tutor.kernels.")) or NONE)
 
