@@ -1,98 +1,76 @@
-"""How near is the lightning kernel to its roofline, and where does it pass softmax attention?
+"""How near is the lightning kernel to its roofline, and where does it pass softmax attention? See _gpu.py.
 
-    python benchmarks/lightning.py          # no GPU: the counted roofline only, nobody's seconds
-    python benchmarks/lightning.py --gpu    # times, beside torch's scaled_dot_product_attention and, if installed, fla
-
-Nothing is printed about speed before the kernel's result is within the tolerance of tests/kernels/tolerance.py. Times are
-medians of CUDA events after warm-up, bf16, batch 1; forward, and forward with backward.
+The forward pass, then forward with backward; beside torch's scaled_dot_product_attention and, if installed, fla.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import json
-import sys
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 
 import torch
+from _gpu import Benchmark, normal, sdpa
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks._gpu import median_ms  # noqa: E402
-from tests.kernels.tolerance import assert_within  # noqa: E402
-from tutor import kernels  # noqa: E402
-from tutor.attention.methods.lightning import naive, slopes  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "lightning.json"
-SHAPES = [(16, n, d) for d in (64, 128) for n in (2048, 4096, 16384, 65536)]      # heads, tokens, width
-FLA = "fla.ops.simple_gla"
+from tutor.attention.methods.lightning import naive, slopes
+from tutor.kernels.lightning import lightning, roofline
 
 
-def gate(device: str) -> None:
-    """Raise `AssertionError` unless the kernel is right on a small odd shape."""
-    from tutor.kernels.lightning import lightning
-
-    g = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16):
-        q, k, v = (torch.randn(1, 2, 70, 64, generator=g).to(device, dtype) for _ in range(3))
-        s = slopes(2).to(device)
-        truth, rounded = naive(*(x.double() for x in (q, k, v)), s).o, naive(q, k, v, s).o
-        assert_within(lightning(q, k, v, s).o, rounded, truth, dtype)
-
-
-def counted(shape: tuple[int, int, int], card: str) -> dict:
-    from tutor.kernels.lightning import roofline
-
+def inputs(shape: tuple, dtype: torch.dtype, device: str) -> tuple:
     heads, n, d = shape
-    floor = roofline(1, heads, heads, n, d, on=card)
-    return {"heads": heads, "T": n, "D": d, "bytes": floor.bytes, "flops": floor.flops, "floor_ms": 1e3 * floor.seconds,
-            "bound_by": floor.bound_by}
+    *qkv, do = normal(dtype, device, *[(1, heads, n, d)] * 4)
+    return *qkv, slopes(heads).to(device), do
 
 
-def timed(shape: tuple[int, int, int]) -> dict:
-    import torch.nn.functional as F
-
-    from tutor.kernels.lightning import lightning
-
-    heads, n, d = shape
-    q, k, v = (torch.randn(1, heads, n, d, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    do, s = torch.randn_like(q), slopes(heads).cuda()
-    runs = {"ours": lambda: lightning(q, k, v, s).o, "sdpa": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)}
-    if importlib.util.find_spec("fla"):
-        peer = importlib.import_module(FLA).chunk_simple_gla
-        by_time = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-        decay = (-s.float()).expand(1, n, heads).contiguous()
-        runs["fla"] = lambda: peer(*by_time, g=decay, scale=1.0)[0].transpose(1, 2)
-    row = {}
-    for name, run in runs.items():
-        with torch.no_grad():
-            row[f"{name}_ms"] = median_ms(run)
-        row[f"{name}_both_ms"] = median_ms(lambda: run().backward(do))
-    return row
+def ours(q, k, v, s, do):
+    return lambda: lightning(q, k, v, s).o
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gpu", action="store_true", help="time the kernel; needs a CUDA device")
-    options = parser.parse_args()
-    if options.gpu and not torch.cuda.is_available():
-        raise SystemExit("benchmarks/lightning.py --gpu needs a CUDA device, and torch sees none; run it without --gpu")
-    kernels.require()
-    gate("cuda" if options.gpu else "cpu")
-    card = "H100 SXM"
-    rows = [counted(shape, card) | (timed(shape) if options.gpu else {}) for shape in SHAPES]
-    for row in rows:
-        print({name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()})
-    if options.gpu:
-        content = {"question": "the lightning kernel beside softmax attention and fla", "device": torch.cuda.get_device_name(),
-                   "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "floor_of": card, "rows": rows}
-        partial = RESULTS.with_suffix(".part")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(RESULTS)
+def rule(dtype, q, k, v, s, do):
+    return naive(*(x.to(dtype) for x in (q, k, v)), s).o
 
+
+def fla(q, k, v, s, do):
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    by_time = [x.transpose(1, 2).contiguous() for x in (q, k, v)]         # (B, T, H, D)
+    decay = (-s.float()).expand(1, q.shape[2], q.shape[1]).contiguous()
+    return lambda: chunk_simple_gla(*by_time, g=decay, scale=1.0)[0].transpose(1, 2)
+
+
+def both(make):
+    """The forward pass of `make` with its backward pass: o, and the gradients of q, k, v."""
+    def with_gradients(q, k, v, s, do):
+        given = [x.detach().to(x.dtype, copy=True).requires_grad_() for x in (q, k, v)]
+        forward = make(*given, s, do)
+
+        def run():
+            o = forward()
+            return o.detach(), *torch.autograd.grad(o, given, do.to(o.dtype))
+        return run
+    return with_gradients
+
+
+def rule_of_both(dtype, q, k, v, s, do):
+    given = [x.to(dtype) for x in (q, k, v)]
+    return both(lambda q, k, v, s, do: lambda: naive(q, k, v, s).o)(*given, s, do)()
+
+
+BENCHMARK = Benchmark(
+    name="lightning",
+    question="the lightning kernel against its roofline, softmax attention and fla",
+    columns=("heads", "T", "D"),
+    shapes=[(16, n, d) for d in (64, 128) for n in (2048, 4096, 16384, 65536)],
+    small=[(2, 70, 64)],
+    inputs=inputs,
+    ours={"lightning": ours},
+    rule=rule,
+    floor=lambda shape, **on: roofline(1, shape[0], shape[0], *shape[1:], **on),
+    beside={"sdpa": sdpa, "fla": fla},
+    dtypes=("bfloat16",),
+)
+BOTH = replace(BENCHMARK, name="lightning-backward", floor=None, ours={"lightning": both(ours)}, rule=rule_of_both,
+               question="the lightning kernel, forward and backward, beside softmax attention and fla",
+               beside={name: both(make) for name, make in BENCHMARK.beside.items()})
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()
+    BOTH.main()

@@ -236,7 +236,7 @@ def bench(gpu: Annotated[bool, typer.Option(help="The kernel benchmarks; needs a
     folder = Path("benchmarks")
     if not folder.is_dir():
         raise typer.BadParameter("benchmarks/ is not here: run this in a clone of the project")
-    scripts = [path for path in sorted(folder.glob("[!_]*.py")) if not gpu or '"--gpu"' in path.read_text(encoding="utf-8")]
+    scripts = [path for path in sorted(folder.glob("[!_]*.py")) if not gpu or "_gpu import" in path.read_text(encoding="utf-8")]
     for script in scripts:
         _run(sys.executable, str(script), *(["--gpu"] if gpu else []))
 
