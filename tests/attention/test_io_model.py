@@ -78,7 +78,10 @@ def test_causal_words_by_hand():
     # N = 4, d = 1, M = 13: flash2 takes Br = 2, Bc = 2 (2 * (2 + 2 + 2) = 12 words of rows and scores would leave one for
     # keys, so Bc = (13 - 2 * 4) // (2 + 2) = 1). Rows 0-1 read keys 0-1, rows 2-3 keys 0-3: 2 * (2 + 4) = 12 words of k, v;
     # q, o and the log-sum-exps 3 * 4 = 12: 24. Without a mask 2 * (4 + 4) + 12 = 28.
-    # flash1, strict: Bc = (13 - 4) // 3 = 3, Br = 1. Keys 0-2 are met by 4 rows, key 3 by one: 5 * (3 + 4) + 8 = 43.
+    # N = 3, M = 10: Br = 1, Bc = 2. Row 0 reads keys 0-1, its tile whole; row 1 the same, row 2 keys 0-2: 14 + 3 * 3 = 23.
+    # flash1, strict, N = 4, M = 13: Bc = (13 - 4) // 3 = 3, Br = 1. Keys 0-2 meet 4 rows, key 3 one: 5 * (3 + 4) + 8 = 43.
+    assert flash_tiles("flash2", 3, 1, 10) == (1, 2)
+    assert run("flash2", *make(3, 1), 10, causal=True).words == 23 == count("flash2", 3, 1, 10, causal=True)
     q, k, v = make(4, 1)
     assert flash_tiles("flash2", 4, 1, 13) == (2, 1) and flash_tiles("flash1", 4, 1, 13, blocks="strict") == (1, 3)
     assert run("flash2", q, k, v, 13, causal=True).words == 24 and run("flash2", q, k, v, 13).words == 28
