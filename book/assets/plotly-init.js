@@ -34,7 +34,7 @@
     return own;
   }
 
-  // The title of a chart is text above it: it wraps with the page, is read aloud when it changes, and its room is given back.
+  // The title of a chart is text above it: it wraps with the page and is read aloud when it changes.
   const plain = (title) => (title ?? "").replace(/<[^>]+>/g, " ").replace(/\s+/g, " ").trim();
 
   function follow(box, caption) {
@@ -45,16 +45,20 @@
     for (const event of ["plotly_afterplot", "plotly_animatingframe", "plotly_animated"]) box.on(event, renew);
   }
 
-  const ABOVE = ".legend, .annotation, .updatemenu-container, .slider-container, .colorbar, [class*='axislayer'], [class^='g-x']";
+  // Room above and below that nothing is drawn in, such as the title's, is given back; the plot itself keeps its size.
+  const PARTS = ".legend, .annotation, .updatemenu-container, .slider-container, .colorbar, [class*='axislayer'], [class^='g-x'], [class^='g-y']";
 
   async function tighten(Plotly, box) {
-    const top = box.getBoundingClientRect().top, { _size: size, margin, height } = box._fullLayout;
-    const tops = [...box.querySelectorAll(ABOVE)].map((part) => part.getBoundingClientRect())
-      .filter((place) => place.width && place.height).map((place) => place.top - top);
-    const spare = Math.min(margin.t, Math.floor(Math.min(size.t, ...tops)) - 6);
-    if (spare < 8) return;
-    box.style.minHeight = `${height - spare}px`;
-    await Plotly.relayout(box, { "margin.t": margin.t - spare, height: height - spare });
+    const { _size: size, margin, height } = box._fullLayout, above = box.getBoundingClientRect().top, kept = size.h;
+    const places = [...box.querySelectorAll(PARTS)].map((part) => part.getBoundingClientRect()).filter((place) => place.width && place.height);
+    const first = Math.min(size.t, ...places.map((place) => place.top - above));
+    const last = Math.max(size.t + size.h, ...places.map((place) => place.bottom - above));
+    const top = Math.max(0, Math.min(margin.t, Math.floor(first) - 6)), bottom = Math.max(0, Math.min(margin.b, Math.floor(height - last) - 10));
+    if (top + bottom < 8) return;
+    await Plotly.relayout(box, { "margin.t": margin.t - top, "margin.b": margin.b - bottom, height: height - top - bottom });
+    const lost = Math.round(kept - box._fullLayout._size.h);               // a margin may hold what was not seen above
+    if (lost) await Plotly.relayout(box, { height: height - top - bottom + lost });
+    box.style.minHeight = `${box._fullLayout.height}px`;
   }
 
   function load() {
@@ -79,10 +83,8 @@
     for (const { box, caption, json } of figures) {
       await Plotly.newPlot(box, json.data, themed(json.layout), config);
       if (json.frames.length) await Plotly.addFrames(box, json.frames);
-      if (caption) {
-        await tighten(Plotly, box);
-        follow(box, caption);
-      }
+      await tighten(Plotly, box);
+      if (caption) follow(box, caption);
       box.dataset.drawn = "true";
     }
     new MutationObserver(() => figures.forEach(({ box, json }) => Plotly.relayout(box, colours(json.layout))))

@@ -38,6 +38,8 @@ MUTANTS = [
            'return bool(parts.netloc) or parts.scheme in', "return parts.scheme in", BUILDER),
     Mutant("site: a widget without its state is published", BUILD,
            'if view["model_id"] not in states]', 'if view["model_id"] in states]', BUILDER),
+    Mutant("site: folding a chart's code loses the tags of its cell", BUILD,
+           'tags = {*cell["metadata"].get("tags", []), "hide-input"}', 'tags = {"hide-input"}', BUILDER),
     Mutant("site: anchors are not looked up", BUILD,
            "unquote(anchor) not in anchors[target]", "unquote(anchor) is None", BUILDER),
     Mutant("site: changed data keep old pictures", BUILD, '("data", None), ', "", BUILDER),

@@ -99,6 +99,15 @@ def test_the_cell_of_a_method_gets_one_anchor():
     ]
 
 
+def test_code_that_lays_out_a_chart_is_folded_and_other_code_is_not():
+    chart = {"cell_type": "code", "source": ["f = go.Figure()\n", "f.update_layout(height=3)"], "metadata": {"tags": ["z"]}}
+    idea = {"cell_type": "code", "source": "weights = scores.softmax(-1)", "metadata": {}}
+    text = {"cell_type": "markdown", "source": "call `figure.update_layout()`", "metadata": {}}
+    found = build.for_readers({"cells": [chart, idea, text]})["cells"]
+    assert [c["metadata"].get("tags", []) for c in found] == [["hide-input", "z"], [], []]
+    assert chart["metadata"] == {"tags": ["z"]}
+
+
 def test_executed_pages_are_made_anew_when_the_package_changes(tmp_path):
     for folder in ("tutor", "data"):
         (tmp_path / folder).mkdir()

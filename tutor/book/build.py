@@ -116,7 +116,8 @@ def put(path: Path, content: bytes) -> bool:
 
 
 def for_readers(notebook: dict) -> dict:
-    """The notebook with an anchor before the first cell of every method, and without marks that only tests read.
+    """The notebook with an anchor before the first cell of every method, the code that only lays out a chart folded, and
+    without marks that only tests read.
 
     >>> cell = {"cell_type": "code", "source": "# NBVAL_CHECK_OUTPUT\\n1", "metadata": {"tags": ["method:ann.flat"]}}
     >>> [c["source"] for c in for_readers({"cells": [cell, cell]})["cells"]]
@@ -131,6 +132,9 @@ def for_readers(notebook: dict) -> dict:
                 anchor = f'<span id="{name}" class="method-anchor"></span>'
                 cells.append({"cell_type": "markdown", "id": name, "metadata": {}, "source": anchor})
         source = re.sub(r"^# NBVAL_\w+\n", "", "".join(cell["source"]))
+        if cell["cell_type"] == "code" and ".update_layout(" in source:
+            tags = {*cell["metadata"].get("tags", []), "hide-input"}
+            cell = cell | {"metadata": cell["metadata"] | {"tags": sorted(tags)}}
         cells.append(cell | {"source": source})
     return notebook | {"cells": cells}
 
