@@ -198,6 +198,8 @@ def test_every_method_has_a_page_with_its_idea_and_its_parameters(method):
         assert heading in page, f"{method.module} lacks the docstring section behind {heading!r}"
     for name, *_ in docstrings.parameters(method.build):
         assert f"<code>{name}</code>" in page
+    where = page.find("<dt>see it</dt>")                     # before anything is read, a way to its picture
+    assert (0 < where < page.find("## Idea") and ".html#method-" in page[where:]) == bool(entry["page"])
 
 
 # ------------------------------------------------------------------------------------------------------------- results

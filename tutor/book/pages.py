@@ -147,7 +147,9 @@ def method_page(method: catalog.Method, row: Row, claims: Sequence[Claim], lesso
     """All that is known about one method: words of its own file, numbers of its claims, links that were found."""
     words = told_by(method)
     lacks = "" if row["status"] == "done" else f' <span class="lacks">still lacks: {", ".join(missing(row))}</span>'
-    facts = {"status": chip(row["status"]) + lacks,
+    lesson = lesson_link(row, lessons, up="../../")
+    facts = {"see it": lesson,
+             "status": chip(row["status"]) + lacks,
              "family": link("index.html", FAMILY_TITLES[method.family][0]),
              "reference": code(f"{method.module}.{method.build.__name__}"),
              "kernel": code(method.kernel) or "none: the reference is what runs",
@@ -178,7 +180,6 @@ def method_page(method: catalog.Method, row: Row, claims: Sequence[Claim], lesso
     lines += [claim_card(c) for c in claims] or ["No claim about this method has been measured yet.\n"]
 
     lines.append("## Where to go on\n")
-    lesson = lesson_link(row, lessons, up="../../")
     lines.append(f"<p>Lesson: {lesson}</p>\n" if lesson else "No lesson has a section about this method yet.\n")
     if row["tests"]:
         items = "".join(f"<li>{code(file)} ({n} test{'s' * (n != 1)})</li>" for file, n in test_files(row["tests"]))
