@@ -278,7 +278,7 @@ def test_the_list_of_papers_is_the_one_the_bibliography_gives():
 def test_titles_hold_no_latex_and_families_are_known():
     for paper in catalog.papers():
         assert not re.search(r"[{}\\$]", paper["title"]), paper["title"]
-        assert paper["family"] in catalog.FAMILIES and 1990 < paper["year"] < 2030
+        assert paper["family"] in catalog.FAMILIES and 1950 < paper["year"] < 2030
     keys = [paper["key"] for paper in catalog.papers()]
     assert len(keys) == len(set(keys))
 
