@@ -62,6 +62,8 @@ BACKGROUND = {
     "su2021roformer": "part of the model",
     "ainslie2023gqa": "part of the model",
     "dao2024flashattention2": "the same sum as dao2022flashattention, other work partition",
+    "li2024iobackward": "a follow-up of saha2024io, whose abstract alone was read",
+    "sobczyk2026io": "a follow-up of saha2024io, whose abstract alone was read",
     "kitaev2020reformer": "forerunner of han2024hyperattention",
     "choromanski2020performer": "the feature map inside luo2021kernelized",
     "fu2023lookahead": "first publication of fu2024lookahead",

@@ -13,8 +13,8 @@ Rule        One head, N queries and keys, d wide, no mask, M words of fast memor
             Each score is made once. Loads and stores cost a word per number, the rest nothing; names may be listed.
 Cost        `floor`: 4Nd, every vector once. `baseline`: FlashAttention with queries outside, its log-sum-exp not
             written. `fewest`: A* over all schedules; a minimum, not a guess, and only for games as small as this.
-Paper       The red-blue pebble game of Hong and Kung (1981, recalled), here without making anything twice. Saha and Ye
-            2024 prove their bound in another way; what they bound is what this game counts.
+Paper       The red-blue pebble game of Hong and Kung 1981 (doi 10.1145/800076.802486, abstract), here without making
+            anything twice. Saha and Ye 2024 prove their bound in another way; what they bound is what this game counts.
 Differs     A pebble of the original is one number and M counts pebbles; here a vector is moved whole and weighs d.
 See also    tutor.attention.machine (the referee's machine), tutor.attention.methods.io_model; tests/attention/test_io_pebbles.py
 """
