@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within
 from tutor import kernels
 from tutor.attention.dense import attend
 from tutor.attention.methods.block_sparse_flash import BlockSparseFlash, block_lists
@@ -18,7 +16,6 @@ COVERS = ("attention.block_sparse_flash",)
 if not kernels.available():
     pytest.skip("kernels need Triton, which is not installed here", allow_module_level=True)
 
-from tests.kernels.test_flash_backward import compile_in_its_own_process  # noqa: E402
 from tutor.kernels.block_sparse import _allowed_pairs, block_sparse_attention, roofline  # noqa: E402
 from tutor.kernels.flash import flash_attention  # noqa: E402
 
@@ -48,9 +45,7 @@ def make(shape, dtype, share=0.5, causal=True, seed=0):
 def check(q, k, v, sel, **options):
     part, mask = block_sparse_attention(q, k, v, sel, **options), sel.mask().to(DEVICE)
     truth, eager = (attend(q, k, v, mask=mask, causal=sel.causal, dtype=dtype, **options) for dtype in (torch.float64, q.dtype))
-    assert part.o.dtype == q.dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, truth.o, q.dtype)
-    assert_within(part.lse, eager.lse, truth.lse, q.dtype, "lse")
+    assert_partial_within(part, eager, truth, q.dtype)
     return part
 
 
@@ -114,12 +109,6 @@ def test_bad_selections_are_refused():
     moved = Selection.from_blocks(sel.blocks, q, k, bq=16, bk=16, pos_q=torch.arange(20))
     with pytest.raises(ValueError, match="positions S - T"):
         block_sparse_attention(q, k, v, moved)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_it_compiles_for_a_gpu_that_is_not_here():
-    assert compile_in_its_own_process("90", "sparse").count("ptx True") == 2
 
 
 @pytest.mark.gpu

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within
 from tutor import kernels
 from tutor.attention.dense import attend
 from tutor.attention.methods.lean import Lean
@@ -60,9 +55,7 @@ def dense(q, k, v, lengths, **options):
 
 def check(part, q, k, v, lengths=None, **options):
     truth, eager = dense(q, k, v, lengths, **options), dense(q, k, v, lengths, dtype=q.dtype, **options)
-    assert part.o.dtype == q.dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, truth.o, q.dtype)
-    assert_within(part.lse, eager.lse, truth.lse, q.dtype, "lse")
+    assert_partial_within(part, eager, truth, q.dtype)
     return part
 
 
@@ -163,28 +156,6 @@ def test_the_roofline_by_hand():
     # requests of 3 and 1 keys read half of what two of 4 keys read
     both, ragged = roofline(2, 1, 1, 4, 8), roofline(2, 1, 1, 4, 8, lengths=[3, 1])
     assert both.bytes - ragged.bytes == 4 * 16 * 2 and ragged.flops * 2 == both.flops
-
-
-def compile_in_its_own_process(*variants: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_decode.py")), *variants]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_they_compile_for_a_gpu_that_is_not_here():
-    told = compile_in_its_own_process("90", "bf16", "64", "128", "3")
-    assert told.count("ptx") == 5 and told.count("ptx True") == 2
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_every_kind_of_input_compiles(capability):
-    assert compile_in_its_own_process(capability, *"fp16 80 128 8 fp32 256 32 1 bf16 128 128 4".split()).count("ptx") == 15
 
 
 @pytest.mark.gpu

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within
 from tutor import kernels
 from tutor.attention.dense import attend
 from tutor.attention.methods.flash import Flash
@@ -51,9 +46,7 @@ def check(q, k, v, **options):
     blocks = {name: options.pop(name) for name in ("block_m", "block_n") if name in options}
     part = flash_attention(q, k, v, **options, **(blocks or {"block_m": 32, "block_n": 32}))
     ref, eager = attend(q, k, v, **options), attend(q, k, v, dtype=q.dtype, **options)
-    assert part.o.dtype == q.dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, ref.o, q.dtype)
-    assert_within(part.lse, eager.lse, ref.lse, q.dtype, "lse")
+    assert_partial_within(part, eager, ref, q.dtype)
     return part
 
 
@@ -154,36 +147,12 @@ def test_the_roofline_by_hand():
         roofline(1, 1, 1, 4, 4, 8, on="abacus")
 
 
-def compile_in_its_own_process(*variants: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_flash.py")), *variants]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_it_compiles_for_a_gpu_that_is_not_here():
-    assert "ptx True" in compile_in_its_own_process("90", "bf16", "64", "causal", "64", "32")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_every_kind_of_input_compiles(capability):
-    variants = "fp16 80 causal 64 32 bf16 128 all 128 64 fp32 64 causal 32 32"
-    told = compile_in_its_own_process(capability, *variants.split())
-    assert told.count("ptx") == 3
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
 def test_tuned_block_sizes_on_a_gpu(dtype, poison):
     q, k, v = make((2, 8, 2, 513, 700, 64), dtype)
     part, ref, eager = flash_attention(q, k, v), attend(q, k, v), attend(q, k, v, dtype=dtype)
-    assert_within(part.o, eager.o, ref.o, dtype)
-    assert_within(part.lse, eager.lse, ref.lse, dtype, "lse")
+    assert_partial_within(part, eager, ref, dtype)
 
 
 def test_the_kernel_refuses_nan_when_asked():

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -174,22 +169,6 @@ def test_the_roofline_by_hand():
     floor = roofline(1, 1, 1, 4, 4, 8)
     assert (floor.flops, floor.bytes) == (800, 528)
     assert roofline(1, 1, 1, 4, 4, 8, causal=False).flops == 1280
-
-
-def compile_in_its_own_process(*arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_flash_backward.py")), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_it_compiles_for_a_gpu_that_is_not_here(capability):
-    assert compile_in_its_own_process(capability).count("ptx True") == 7
 
 
 @pytest.mark.gpu

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within
 from tutor import kernels
 from tutor.attention.dense import attend
 from tutor.attention.methods.hyper import Drawn, Hyper, Sorted
@@ -58,9 +53,7 @@ def check(q, k, v, method, order=None, drawn=None, *, scale=None, **blocks):
     scale = q.shape[-1]**-0.5 if scale is None else scale
     truth = method.step(q.double(), k.double(), v.double(), order, drawn, scale=scale)
     eager = method.step(q, k, v, order, drawn, scale=scale)
-    assert part.o.dtype == q.dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, truth.o, q.dtype)
-    assert_within(part.lse, eager.lse, truth.lse, q.dtype, "lse")
+    assert_partial_within(part, eager, truth, q.dtype)
     return part
 
 
@@ -130,9 +123,7 @@ def test_the_recursion_equals_the_reference(t, s, method, causal, dtype, poison)
     truth = method.attend(*(x.double() for x in rounded), causal=causal)
     # In half precision the reference computes in float32; what plain torch loses there is the rounding of each piece.
     eager = method.attend(q, k, v, causal=causal)
-    assert part.o.dtype == dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, truth.o, dtype)
-    assert_within(part.lse, eager.lse, truth.lse, dtype, "lse")
+    assert_partial_within(part, eager, truth, dtype)
 
 
 def test_one_generator_one_result():
@@ -182,25 +173,3 @@ def test_the_roofline_by_hand():
     assert roofline(1, 1, 1, 6, 6, 8, method=method, cached=False).bytes == 192 + 16 * 16 * 2 + 24 + 96 + 60
     counted = Hyper(block=4, samples=5, min_len=1).cost(*make((1, 1, 1, 6, 6, 8), torch.float32), causal=False)
     assert floor.flops == 2 * 16 * counted["loaded"]
-
-
-def compile_in_its_own_process(*variants: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_hyper.py")), *variants]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_it_compiles_for_a_gpu_that_is_not_here():
-    assert "ptx True" in compile_in_its_own_process("90", "bf16", "64", "128", "64")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_every_kind_of_input_compiles(capability):
-    variants = "fp16 80 64 64 bf16 128 64 64 fp32 64 64 32".split()
-    assert compile_in_its_own_process(capability, *variants).count("ptx") == 3

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -151,13 +146,3 @@ def test_the_roofline_by_hand():
     # 1 text, 2 query heads, 1 KV head, 4 tokens, widths 16, bf16: rows 3 * 4 * 32 * 2 = 768, state 2 * 256 * 4 = 2048
     floor = roofline(1, 2, 1, 4, 16, block=2)
     assert floor.bytes == 768 + 2048 and floor.flops == 4 * (2 * 2 * (2 * 32 + 256) + 2 * 256)
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="compiled for the GPU that is here by every other test")
-def test_it_compiles_for_a_gpu():
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).parent / "compile_lightning.py"
-    done = subprocess.run([sys.executable, str(script), "90"], env=env | {"PYTHONPATH": str(script.parents[2])},
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("ptx") == 5

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -155,22 +150,3 @@ def test_the_roofline_by_hand():
     complex_count = operations(Plan(1024, (32, 32)), 512).ran
     assert floor.flops // 6 == complex_count - 2 * 4 * 32 * 16 * 32
     assert roofline(64, 768, 2048).bound_by == "compute" and roofline(64, 768, 100).bound_by == "memory"
-
-
-# ------------------------------------------------------------------------------------------------ compiled elsewhere
-
-def compile_in_its_own_process(*variants: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_monarch.py")), *variants]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_it_compiles_for_a_gpu_that_is_not_here(capability):
-    told = compile_in_its_own_process(capability, *"bf16 32 16 fp16 64 32 bf16 64 64 fp32 16 16".split())
-    assert told.count("ptx") == 4 and told.count("mma True") >= 3

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within, assert_within
 from tutor import kernels
 from tutor.attention import dense
 from tutor.attention.methods.token_select import TokenSelect
@@ -77,9 +72,7 @@ def test_it_is_attention_over_the_elected_keys(shape, dtype, poison):
     sel = selection(keys, q.cpu(), keys_in_order.cpu(), lengths)
     truth, eager = (attend_selected(q.cpu(), keys_in_order.cpu(), values.cpu(), sel, dtype=kind, causal=False)
                     for kind in (torch.float64, dtype))
-    assert part.o.dtype == dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, truth.o, dtype)
-    assert_within(part.lse, eager.lse, truth.lse, dtype, "lse")
+    assert_partial_within(part, eager, truth, dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "n{}-Hq{}-Hkv{}-page{}-D{}".format("+".join(map(str, s[0])), *s[1:]))
@@ -178,13 +171,3 @@ def test_the_roofline_by_hand():
     assert (floor.bytes, floor.flops) == (128 + 64 + 256 + 256, 256 + 512)
     assert roofline(1, 2, 1, 16, 4, 8, vote=False).bytes == 192
     assert roofline(1, 32, 8, 131072, 2688, 128).bound_by == "memory"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_it_compiles_for_a_gpu_that_is_not_here():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_paged_decode.py")), "90", "bf16", "64"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("ptx True") == 2

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within
 from tutor import kernels
 from tutor.attention.dense import attend
 from tutor.attention.methods.ntk import NTK, Summary, log_elu, ntk_attend, read, summarise
@@ -59,9 +54,7 @@ def check(rows, summary, **options):
     part = prefix_attention(*rows, summary, **options, **blocks)
     truth = ntk_attend(*(x.double() for x in rows), cast(summary, torch.float64), **options)
     eager, dtype = ntk_attend(*rows, summary, **options), rows[0].dtype
-    assert part.o.dtype == dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, truth.o, dtype)
-    assert_within(part.lse, eager.lse, truth.lse, dtype, "lse")
+    assert_partial_within(part, eager, truth, dtype)
     return part
 
 
@@ -193,33 +186,10 @@ def test_the_roofline_by_hand():
     assert roofline(1, 32, 8, 1, 64, 128).seconds < rows.seconds / 100
 
 
-def compile_in_its_own_process(*variants: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_prefix.py")), *variants]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_it_compiles_for_a_gpu_that_is_not_here():
-    assert "ptx True" in compile_in_its_own_process("90", "bf16", "64", "64", "32")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_every_kind_of_input_compiles(capability):
-    told = compile_in_its_own_process(capability, *"fp16 80 64 32 bf16 128 128 64 fp32 64 32 32 bf16 256 32 32".split())
-    assert told.count("ptx") == 4
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
 def test_tuned_block_sizes_on_a_gpu(dtype, poison):
     rows, summary = make((2, 8, 2, 2, 513, 700, 64, 300), dtype)
     part, eager = prefix_attention(*rows, summary), ntk_attend(*rows, summary)
     truth = ntk_attend(*(x.double() for x in rows), cast(summary, torch.float64))
-    assert_within(part.o, eager.o, truth.o, dtype)
-    assert_within(part.lse, eager.lse, truth.lse, dtype, "lse")
+    assert_partial_within(part, eager, truth, dtype)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -115,13 +110,3 @@ def test_the_roofline_by_hand():
     # 2 texts, 3 tokens, 1 head of 16, lstm, 2 bytes: wx 2*3*4*16*2 = 768, states 2*3*2*16*2 = 384, R 4*256*2 = 2048
     floor = roofline(2, 3, 1, 16)
     assert floor.bytes == 768 + 384 + 2048 and floor.flops == 2 * 2 * 3 * 4 * 256
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="compiled for the GPU that is here by every other test")
-def test_it_compiles_for_a_gpu():
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).parent / "compile_rnn.py"
-    done = subprocess.run([sys.executable, str(script), "90"], env=env | {"PYTHONPATH": str(script.parents[2])},
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("ptx True") == 3

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.kernels.tolerance import assert_within
+from tests.kernels.tolerance import assert_partial_within
 from tutor import kernels
 from tutor.attention.dense import attend, causal_mask
 from tutor.attention.methods.vertical_slash import Plan, VerticalSlash
@@ -50,9 +45,7 @@ def check(q, k, v, method=METHOD, **options):
     part = vertical_slash_attention(q, k, v, todo=todo, **options)
     mask = todo.mask(q.shape[2], k.shape[2]).to(q.device)
     ref, eager = attend(q, k, v, mask=mask, **options), attend(q, k, v, mask=mask, dtype=q.dtype, **options)
-    assert part.o.dtype == q.dtype and part.lse.dtype == torch.float32
-    assert_within(part.o, eager.o, ref.o, q.dtype)
-    assert_within(part.lse, eager.lse, ref.lse, q.dtype, "lse")
+    assert_partial_within(part, eager, ref, q.dtype)
     return part
 
 
@@ -134,24 +127,3 @@ def test_the_roofline_by_hand():
     assert (floor.flops, floor.bytes) == (32768, 1024 + 128 + 40 + 1024)
     assert roofline(todo, 1, 32, 32, 8, cached=False).bytes == 1024 + 128 + 40 + (3 * 16 + 1) * 16 * 2
     assert causal_mask(torch.arange(32), 32).sum() * 2 * 16 < floor.flops      # whole tiles cost more than the pairs in them
-
-
-def compile_in_its_own_process(*variants: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("compile_vertical_slash.py")), *variants]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-def test_it_compiles_for_a_gpu_that_is_not_here():
-    assert "ptx True" in compile_in_its_own_process("90", "bf16", "64", "64")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_every_kind_of_input_compiles(capability):
-    assert compile_in_its_own_process(capability, *"fp16 80 16 bf16 128 64 fp32 64 32".split()).count("ptx") == 3

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tutor.attention.partial import Partial
+
 
 def assert_within(kernel: Tensor, eager: Tensor, ref64: Tensor, dtype: torch.dtype, what: str = "output") -> None:
     """Raise `AssertionError` unless `kernel` is as close to the truth as the rule asks; `-inf` must match exactly."""
@@ -22,3 +24,10 @@ def assert_within(kernel: Tensor, eager: Tensor, ref64: Tensor, dtype: torch.dty
     gap = lambda x: float((x - ref64)[finite].abs().max())
     allowed = 2 * gap(eager) + 4 * torch.finfo(dtype).eps * float(ref64[finite].abs().max())
     assert gap(kernel) <= allowed, f"{what}: error {gap(kernel):.3g} exceeds {allowed:.3g} (eager: {gap(eager):.3g})"
+
+
+def assert_partial_within(part: Partial, eager: Partial, ref64: Partial, dtype: torch.dtype) -> None:
+    """The rule for an output in `dtype` and its log-sum-exp in float32."""
+    assert (part.o.dtype, part.lse.dtype) == (dtype, torch.float32)
+    assert_within(part.o, eager.o, ref64.o, dtype)
+    assert_within(part.lse, eager.lse, ref64.lse, dtype, "lse")
