@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 PAGES, BUILD, RESULTS = "tutor/book/pages.py", "tutor/book/build.py", "tutor/book/results.py"
+FAULTS = "tutor/book/faults.py"
 GENERATORS, BUILDER = "tests/site/test_generators.py", "tests/site/test_build.py"
 
 MUTANTS = [
@@ -34,13 +35,13 @@ MUTANTS = [
            "for row in value for name in row))", "for row in value[:1] for name in row))", GENERATORS),
     Mutant("site: prose is not escaped", "tutor/book/markup.py",
            r'out.append(re.sub(r"([\\*_{}\[\]<>#|$~`])", r"\\\1", part))', "out.append(part)", GENERATORS),
-    Mutant("site: addresses without a scheme pass as local", BUILD,
+    Mutant("site: addresses without a scheme pass as local", FAULTS,
            'return bool(parts.netloc) or parts.scheme in', "return parts.scheme in", BUILDER),
-    Mutant("site: a widget without its state is published", BUILD,
+    Mutant("site: a widget without its state is published", FAULTS,
            'if view["model_id"] not in states]', 'if view["model_id"] in states]', BUILDER),
     Mutant("site: folding a chart's code loses the tags of its cell", BUILD,
            'tags = {*cell["metadata"].get("tags", []), "hide-input"}', 'tags = {"hide-input"}', BUILDER),
-    Mutant("site: anchors are not looked up", BUILD,
+    Mutant("site: anchors are not looked up", FAULTS,
            "unquote(anchor) not in anchors[target]", "unquote(anchor) is None", BUILDER),
     Mutant("site: changed data keep old pictures", BUILD, '("data", None), ', "", BUILDER),
     Mutant("site: lessons come in the order of the disk", BUILD,

@@ -10,7 +10,7 @@ MUTANTS = [
            "while (at > 0 && values[i] > values[held[at - 1]]) at--;",
            "while (at > 0 && values[i] >= values[held[at - 1]]) at--;",
            f"{BASE}::test_topk_ties_go_to_the_lower_index"),
-    Mutant("widgets: arrays are packed without alignment", "tutor/widgets/base.py",
+    Mutant("widgets: arrays are packed without alignment", "tutor/widgets/pack.py",
            'padded = raw + b"\\0" * (-len(raw) % 8)', "padded = raw",
            f"{BASE}::test_arrays_come_back_as_they_were {FIGURES}"),
     Mutant("widgets: a live dial keeps the old sentences", "tutor/widgets/base.py",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupyter_book", reason="the book extra is not installed")
-from tutor.book import build
+from tutor.book import build, faults
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDGET = '<script type="application/vnd.jupyter.widget-view+json">{"model_id": "m1"}</script>'
@@ -36,7 +36,7 @@ def site_of(folder: Path, **pages: str) -> Path:
 def test_a_faulty_page_is_refused(tmp_path, body, what):
     site_of(tmp_path, index=body, other='<p id="here"></p>')
     with pytest.raises(RuntimeError, match=what):
-        build.inspect(tmp_path)
+        faults.inspect(tmp_path)
 
 
 def test_a_sound_page_passes(tmp_path):
@@ -45,16 +45,16 @@ def test_a_sound_page_passes(tmp_path):
         '<link rel="canonical" href="https://tutor.example/index.html"><a href="mailto:x@y.z">4</a>' + WIDGET + STATE
     )
     site_of(tmp_path, index=body, other='<p id="here"></p><a href="/index.html">5</a>')
-    pages, size = build.inspect(tmp_path)
+    pages, size = faults.inspect(tmp_path)
     assert pages == 2 and size > 0
 
 
 def test_a_site_that_is_too_large_is_refused(tmp_path, monkeypatch):
     site_of(tmp_path, index="x")
     (tmp_path / "big.bin").write_bytes(bytes(2000))
-    monkeypatch.setattr(build, "MOST_BYTES", 1000)
+    monkeypatch.setattr(faults, "MOST_BYTES", 1000)
     with pytest.raises(RuntimeError, match="at most"):
-        build.inspect(tmp_path)
+        faults.inspect(tmp_path)
 
 
 def test_globs_become_pages_in_order_and_methods_hang_below_their_family():

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from tutor.trace import Trace
-from tutor.widgets.base import _storable, module_source, pack
+from tutor.widgets.base import module_source
+from tutor.widgets.pack import _storable, pack
 
 RUNNER = """
 import fs from "node:fs";

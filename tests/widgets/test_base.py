@@ -17,7 +17,8 @@ from tests.widgets.node import Node
 from tests.widgets.traces import frontier_trace, grid_trace, strip_trace
 from tutor.trace import Recorder
 from tutor.widgets import AttentionGrid, Frontier, TokenStrip, dial
-from tutor.widgets.base import HERE, INLINE_LIMIT, pack, plain, unpack
+from tutor.widgets.base import HERE, INLINE_LIMIT
+from tutor.widgets.pack import pack, plain, unpack
 from tutor.widgets.still import COLOURS
 
 ALL = {"token_strip": (TokenStrip, strip_trace), "attention_grid": (AttentionGrid, grid_trace),

@@ -18,7 +18,7 @@ _PLACES = {
     "VectorMap": "vector_map",
     "Timeline": "timeline",
     "TutorWidget": "base",
-    "dial": "base",
+    "dial": "dials",
 }
 __all__ = list(_PLACES)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from tutor.schemas import grid_row
 from tutor.trace import Trace
-from tutor.widgets.base import TutorWidget, dial
+from tutor.widgets.base import TutorWidget
+from tutor.widgets.dials import dial
 from tutor.widgets.still import Still, mix
 
 LOW = -3.5       # log10 of the share of a row at which a cell begins to show

@@ -84,7 +84,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
@@ -92,10 +91,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
-import numpy as np
 import traitlets as t
 
 from tutor.trace import Trace
+from tutor.widgets.dials import dial
+from tutor.widgets.pack import pack, plain
 from tutor.widgets.still import Still
 
 HERE = Path(__file__).parent
@@ -112,110 +112,6 @@ def module_source(figure: str) -> str:
 def style_source(figure: str) -> str:
     own = HERE / f"{figure}.css"
     return (HERE / "shared.css").read_text("utf-8") + ("\n" + own.read_text("utf-8") if own.exists() else "")
-
-
-# -------------------------------------------------------------------------------------------------------------- pack
-def plain(value: Any) -> Any:
-    """JSON values only: NumPy scalars become numbers; NaN and infinities, which JSON lacks, become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
-
-
-def _storable(array: np.ndarray) -> np.ndarray:
-    """An array in a type JavaScript reads: 64-bit integers shrink to int32 where they fit, else become float64."""
-    array = np.asarray(array)
-    if array.dtype == np.bool_:
-        return np.ascontiguousarray(array, np.uint8)
-    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        bound = np.iinfo(np.int32)
-        fits = array.size == 0 or (array.min() >= bound.min and array.max() <= bound.max)
-        return np.ascontiguousarray(array, np.int32 if fits else np.float64)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"an array of dtype {array.dtype} cannot be drawn; record numbers "
-                         "(texts belong in trace.subject)")
-    return np.ascontiguousarray(array)
-
-
-def pack(traces: Iterable[Trace]) -> tuple[list[dict], bytes]:
-    """Headers (JSON) and one buffer (each array aligned to 8 bytes, equal arrays stored once) of some traces.
-
-    In the headers after the first, entries of `subject` equal to the first's are left out.
-    """
-    headers, chunks, places, size = [], [], {}, 0
-    for trace in traces:
-        header = plain(trace.header())
-        for group, arrays in (("arrays", trace.arrays), ("events", trace.events)):
-            header[group] = {}
-            for name, array in arrays.items():
-                array = _storable(array)
-                raw = array.tobytes()
-                key = (hashlib.sha256(raw).digest(), array.dtype.str)
-                if key not in places:
-                    places[key] = size
-                    padded = raw + b"\0" * (-len(raw) % 8)
-                    chunks.append(padded)
-                    size += len(padded)
-                header[group][name] = {"dtype": array.dtype.name, "shape": list(array.shape), "offset": places[key]}
-        if headers:
-            first = headers[0]["subject"]
-            own = {k: v for k, v in header["subject"].items() if k not in first or first[k] != v}
-            header["subject"] = own | {k: None for k in first if k not in header["subject"]}
-        headers.append(header)
-    return headers, b"".join(chunks)
-
-
-def unpack(header: dict, buffer: bytes) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays and events of one header, for tests and for reading a figure back."""
-    def view(place: dict) -> np.ndarray:
-        count = math.prod(place["shape"])
-        return np.frombuffer(buffer, place["dtype"], count, place["offset"]).reshape(place["shape"])
-    return {group: {name: view(place) for name, place in header[group].items()} for group in ("arrays", "events")}
-
-
-# -------------------------------------------------------------------------------------------------------------- dials
-def dial(name: str, label: str | None = None, *, values: Iterable | None = None, min: float | None = None,
-         max: float | None = None, step: float = 1, value: Any = None, kind: str | None = None, mode: str = "static",
-         unit: str = "", note: str = "", labels: Iterable[str] | None = None) -> dict:
-    """One control below a figure. `kind` is "slider", "select", "segments" (few choices side by side) or "toggle".
-
-    `labels` are the texts shown in place of `values`. Left out, `kind` follows from the rest: a toggle for no values, a
-    slider for numbers, else segments or select.
-    """
-    values = list(values) if values is not None else None
-    if kind is None:
-        if values is None:
-            kind = "toggle" if min is None else "slider"
-        elif all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-            kind = "slider"
-        else:
-            kind = "segments" if len(values) <= 4 else "select"
-    if kind not in ("slider", "select", "segments", "toggle"):
-        raise ValueError(f"dial {name!r}: kind must be slider, select, segments or toggle; got {kind!r}")
-    if mode not in ("static", "live"):
-        raise ValueError(f"dial {name!r}: mode must be 'static' or 'live'; got {mode!r}")
-    if kind == "toggle":
-        values = [False, True]
-    if values is None and (min is None or max is None):
-        raise ValueError(f"dial {name!r}: give values=[…], or min= and max=")
-    if value is None:
-        value = values[0] if values is not None else min
-    if values is not None and value not in values:
-        raise ValueError(f"dial {name!r}: value must be one of {values}; got {value!r}")
-    found = {"name": name, "label": label or name, "kind": kind, "value": value, "mode": mode}
-    found |= {"unit": unit, "note": note}
-    if labels is not None:
-        found["labels"] = list(labels)
-        if values is None or len(found["labels"]) != len(values):
-            raise ValueError(f"dial {name!r}: labels must be one text per value; got {found['labels']} for {values}")
-    found |= {"values": values} if values is not None else {"min": min, "max": max, "step": step}
-    return plain(found)
 
 
 # ------------------------------------------------------------------------------------------------------------- widget

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tutor.trace import Trace
-from tutor.widgets.base import TutorWidget, dial
+from tutor.widgets.base import TutorWidget
+from tutor.widgets.dials import dial
 from tutor.widgets.still import Still
 
 

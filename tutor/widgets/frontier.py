@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tutor.trace import Trace
-from tutor.widgets.base import TutorWidget, dial
+from tutor.widgets.base import TutorWidget
+from tutor.widgets.dials import dial
 from tutor.widgets.still import Still
 
 # The light series colours of frontier.css, in order.

@@ -9,7 +9,8 @@ import numpy as np
 
 from tutor.trace import Trace
 from tutor.widgets.attention_grid import png, shade
-from tutor.widgets.base import TutorWidget, dial
+from tutor.widgets.base import TutorWidget
+from tutor.widgets.dials import dial
 from tutor.widgets.still import Still, mix
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from tutor.schemas import ANN_KINDS
 from tutor.trace import Trace
-from tutor.widgets.base import TutorWidget, dial
+from tutor.widgets.base import TutorWidget
+from tutor.widgets.dials import dial
 from tutor.widgets.still import COLOURS, Still
 
 ENTERED, EVALUATED, EXPANDED, OPENED = (
