@@ -135,7 +135,8 @@ def trained_with_a_task() -> Measured:
     as_good = numbers["matrix"] < numbers["rows_32"] + 0.1
     return Measured("holds" if taught and as_good else "in_part" if taught else "not_here", numbers,
                     f"A token of an unseen telegram costs {numbers['no_prefix']:.2f} nats without a prefix. After 30 steps of "
-                    f"training: {numbers['matrix']:.2f} with Z and k, {numbers['rows_32']:.2f} with 32 rows, which are as many numbers.")
+                    f"training: {numbers['matrix']:.2f} with Z and k, "
+                    f"{numbers['rows_32']:.2f} with 32 rows, as many numbers.")
 
 
 CLAIMS = (
@@ -189,8 +190,10 @@ CLAIMS = (
           "Trained with a task, Z and k do as well as prefix tuning with more rows, and as fine-tuning with more parameters.",
           "Liang et al. 2024, experiments (P-Tuning v2, LoRA and full fine-tuning on SuperGLUE-like and vision tasks; figures "
           "unverified)", trained_with_a_task,
-          Expected("in_part", {"no_prefix": Number(4.2, 4.5, "nats a token"), "matrix_untrained": Number(3.6, 4.1, "nats a token"),
-                               "matrix": Number(0.95, 1.3, "nats a token"), "rows_32_untrained": Number(4.0, 4.5, "nats a token"),
+          Expected("in_part", {"no_prefix": Number(4.2, 4.5, "nats a token"),
+                               "matrix_untrained": Number(3.6, 4.1, "nats a token"),
+                               "matrix": Number(0.95, 1.3, "nats a token"),
+                               "rows_32_untrained": Number(4.0, 4.5, "nats a token"),
                                "rows_32": Number(0.75, 1.15, "nats a token")}, "2026-11-23", machine=MACHINE),
           stops="One toy style, 64 pairs, prefixes in the last 10 of 30 layers, 30 steps with each form's own step width: the "
                 "matrix learns the style, but rows of equal size learn it at least as well. Longer training, other lengths and "
