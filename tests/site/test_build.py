@@ -123,8 +123,8 @@ def test_executed_pages_are_made_anew_when_the_package_changes(tmp_path):
 def test_the_new_site_replaces_the_old_one_without_leftovers(tmp_path):
     html, out = tmp_path / "from", tmp_path / "out"
     (html / "_static").mkdir(parents=True)
-    for name in ("index.html", "_static/a.js", "_static/a.js.map", "404.html"):
-        (html / name).write_text("<head></head>")
+    for name in ("index.html", "_static/a.js", "_static/a.js.map", "_static/fontawesome.js", "404.html"):
+        (html / name).write_text('<head><script src="a.js"></script><script defer src="fontawesome.js?digest=1"></script></head>')
     out.mkdir()
     (out / "old.html").write_text("x")
     build.finish(html, tmp_path / "new", address="https://tutor.example/book")
@@ -135,6 +135,7 @@ def test_the_new_site_replaces_the_old_one_without_leftovers(tmp_path):
         "index.html",
     ]
     assert '<base href="https://tutor.example/book/">' in (out / "404.html").read_text()
+    assert (out / "index.html").read_text() == '<head><script src="a.js"></script></head>'
 
 
 def test_everything_that_the_table_of_contents_names_is_there():

@@ -240,6 +240,20 @@ def test_search_finds_a_method_by_name(address, browser):
     context.close()
 
 
+def test_the_front_page_is_light_and_its_icons_are_drawn(address, browser):
+    context = context_of(browser, width=1280)
+    page, sizes = context.new_page(), []
+    page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
+    page.goto(address + "index.html")
+    page.wait_for_function("() => document.fonts.status === 'loaded'")
+    assert sum(sizes) < 1.5e6
+    icon = page.locator(".theme-switch:visible").first
+    shown = icon.evaluate("i => [getComputedStyle(i, '::before').content, getComputedStyle(i).fontFamily]")
+    assert shown[0] not in ("none", "normal") and "Font Awesome" in shown[1] and icon.bounding_box()["width"] > 8
+    assert page.evaluate("() => [...document.fonts].some((f) => f.family.includes('Font Awesome') && f.status === 'loaded')")
+    context.close()
+
+
 def test_the_theme_can_be_switched_and_is_remembered(address, browser):
     context = context_of(browser, width=1280)
     page = context.new_page()

@@ -223,15 +223,17 @@ def render(src: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------ 4 finish
 def finish(html: Path, fresh: Path, *, address: str = "") -> None:
-    """Copy without source maps, page sources and translations.
+    """Copy without source maps, page sources, translations and the script that draws icons (the icon font does, too).
 
     A page that is not found may have been asked for at any depth: its links start from `address`, where that is known.
     """
-    waste = ("*.map", "_sources", ".buildinfo*", "objects.inv", "locales", "*webpack-macros.html")
+    waste = ("*.map", "_sources", ".buildinfo*", "objects.inv", "locales", "*webpack-macros.html", "fontawesome.js")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(html, fresh, ignore=shutil.ignore_patterns(*waste))
-    for page in fresh.rglob("*.html"):                    # an entry of a list must be a list item to be read as one
-        page.write_text(page.read_text("utf-8").replace('role="doc-biblioentry"', 'role="listitem"'), "utf-8")
+    for page in fresh.rglob("*.html"):
+        text = re.sub(r"<script [^>]*fontawesome\.js[^>]*></script>\n?", "", page.read_text("utf-8"))
+        text = text.replace('role="doc-biblioentry"', 'role="listitem"')       # an entry of a list is read as one
+        page.write_text(text, "utf-8")
     lost = fresh / "404.html"
     if address and lost.exists():
         base = f'<head>\n<base href="{address.rstrip("/")}/">'
