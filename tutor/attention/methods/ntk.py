@@ -6,12 +6,14 @@ Idea        A long prefix that every query reads costs a product with each of it
 Rule        exp(tau q·k) ~ phi(q)·phi(k);  Z = sum_j phi(k_j) v_j^T,  z = sum_j phi(k_j) over the prefix
             o = (sum_own exp(tau q·k) v + phi(q) Z) / (sum_own exp(tau q·k) + phi(q)·z)
             As a merge, which cannot overflow: prefix partial (phi(q) Z / phi(q)·z, log phi(q)·z), own tokens exact.
-Features    elu(x) + 1 of each coordinate of x = q / D^{1/4} (published code), or positive random features.
+Features    elu(x) + 1 of each coordinate of x = q / D^{1/4} (published code), or positive random features. The theory takes
+            polynomials instead (for those see tensor).
 Cost        R Dv + R numbers a KV head, whatever the prefix; own tokens as in dense attention.
 Paper       Liang et al. 2024 (Toward Infinite-Long Prefix in Transformer), section 3 (section number unverified).
 Differs     The published demo divides by exp of the largest logit and overflows with it; the merge does not. elu + 1 is
             no estimate of the exponential: with it, Z and z made from a real prefix are poor, and are meant to be trained;
-            `fit` does it by least squares against the prefix itself. Rows of the prefix read it exactly.
+            `fit` does it by least squares against the prefix itself, tutor/attention/prefix_tuning.py on a task. Rows of
+            the prefix read it exactly.
 See also    kernelized (random features), lightning (a state that fades), tutor/attention/partial.py (the merge),
             tutor/kernels/prefix.py (own tokens and prefix in one pass on a GPU)
 """
