@@ -6,6 +6,7 @@ from tests.mutants.mutant import Mutant
 
 FILE = "tutor/attention/methods/fftconv.py"
 TESTS = "tests/attention/test_fftconv.py"
+COST, TEST_COST = "tutor/attention/fft_cost.py", "tests/attention/test_fft_cost.py"
 
 MUTANTS = [
     Mutant("fftconv: no twiddle on the way out", FILE,
@@ -30,12 +31,12 @@ MUTANTS = [
     Mutant("fftconv: kept frequencies are the first ones only", FILE,
            "torch.cat([torch.arange(-(-count // 2)), torch.arange(n - count // 2, n)])", "torch.arange(count)",
            TESTS + " -k 'around_zero or low_frequencies'"),
-    Mutant("fftconv: later stages are counted for rows that were dropped", FILE,
-           "        blocks *= held", "        blocks *= n", TESTS + " -k counted"),
-    Mutant("fftconv: padding is counted as work", FILE,
-           "(rows if i == 0 else n) * left", "n * left", TESTS + " -k 'counted or operations_by_hand'"),
-    Mutant("fftconv: matrix units take small factors, too", FILE,
-           "machine.matrix if factor >= 16", "machine.matrix if factor >= 2", TESTS + " -k cost_model"),
-    Mutant("fftconv: every stage is on the chip", FILE,
-           "<= machine.chip", "<= 1e9 * machine.chip", TESTS + " -k model_by_hand"),
+    Mutant("fftconv: later stages are counted for rows that were dropped", COST,
+           "        blocks *= held", "        blocks *= n", TEST_COST + " -k counted"),
+    Mutant("fftconv: padding is counted as work", COST,
+           "(rows if i == 0 else n) * left", "n * left", TEST_COST + " -k 'counted or operations_by_hand'"),
+    Mutant("fftconv: matrix units take small factors, too", COST,
+           "machine.matrix if factor >= 16", "machine.matrix if factor >= 2", TEST_COST + " -k cost_model"),
+    Mutant("fftconv: every stage is on the chip", COST,
+           "<= machine.chip", "<= 1e9 * machine.chip", TEST_COST + " -k model_by_hand"),
 ]
