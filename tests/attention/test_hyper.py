@@ -203,19 +203,19 @@ def test_cost_by_hand_and_by_counting():
 
 
 def test_the_cost_is_what_torch_multiplies():
-    # Everything divides: 4 triangles of 512 rows (computed as squares), 2 squares of 512 and one of 1 024 rows, each row with
-    # a block of 64 and 16 samples. A pair is a logit and a share of a value: 2 * (4 + 4) operations. Hashing: 6 planes,
-    # 2 * 4 operations each, for the rows of 2 query heads and one KV head.
+    # Everything divides: 2 triangles of 1 024 rows and one square of 1 024, each of its rows with a block of 64 and 16
+    # samples. A pair is a logit and a share of a value: 2 * (4 + 4) operations. Hashing: 6 planes, 2 * 4 operations each, for
+    # the rows of 2 query heads and one KV head. A triangle is computed in 2 steps of 512 rows, each somewhat too wide.
     from torch.utils.flop_counter import FlopCounterMode
 
     q, k, v = make(hq=2, hkv=1, t=2048, s=2048, dv=4)
-    method = Hyper(6, block=64, samples=16, min_len=512)
+    method = Hyper(6, block=64, samples=16, min_len=1024)
     with FlopCounterMode(display=False) as counted:
         method.attend(q, k, v)
     cost = method.cost(q, k, v)
-    above = 2 * 4 * 512 * 511 // 2                                         # upper halves of the exact triangles
-    assert cost["loaded"] == 2 * (4 * 512 * 513 // 2 + 2 * 1024 * 80)
-    assert cost["scored"] == 6 * (3 * 2 * 512 + 3 * 1024)
+    above = 2 * 2 * 2 * 512 * 511 // 2      # of 2 heads, 2 triangles, 2 steps: beyond the diagonal
+    assert cost["loaded"] == 2 * (2 * 1024 * 1025 // 2 + 1024 * 80)
+    assert cost["scored"] == 6 * 3 * 1024
     assert counted.get_total_flops() == 16 * (cost["loaded"] + above) + 8 * cost["scored"]
 
 
