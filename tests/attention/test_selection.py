@@ -84,11 +84,25 @@ def test_blocks_become_the_tokens_they_cover(seed, bq, bk):
     assert not sel.blocks[:, :, 0, int(last) + 1:].any()
 
 
-def test_taking_rows_equals_selecting_them():
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.lists(st.integers(-9, 8), max_size=5), causal=st.booleans(), bq=st.integers(1, 5))
+def test_taking_rows_equals_selecting_them(seed, rows, causal, bq):
+    q, k, _, mask = make(seed, t=9)
+    blocks = torch.rand(2, 4, -(-9 // bq), -(-k.shape[2] // 3), generator=torch.Generator().manual_seed(seed)) < 0.5
+    for sel in (Selection.from_mask(mask, q, k, causal=causal), Selection.from_blocks(blocks, q, k, bq=bq, bk=3, causal=causal)):
+        few = sel.take(torch.tensor(rows, dtype=torch.long))
+        assert few.kind == "token" and torch.equal(few.mask(), sel.mask()[:, :, rows]) and few.causal == causal
+        assert few.pos.tolist() == sel.pos[rows].tolist()
+
+
+def test_taking_reads_only_the_rows_that_are_taken(monkeypatch):
     q, k, _, mask = make(t=9)
-    sel, rows = Selection.from_mask(mask, q, k), torch.tensor([8, 3])
-    few = sel.take(rows)
-    assert torch.equal(few.mask(), sel.mask()[:, :, rows]) and few.pos.tolist() == [8, 3]
+    sel, late = Selection.from_mask(mask, q, k), torch.arange(9) > 6
+    want = sel.mask()[:, :, late]
+    monkeypatch.setattr(Selection, "mask", lambda self: pytest.fail("the whole mask was written out"))
+    few = sel.take(late)
+    monkeypatch.undo()
+    assert torch.equal(few.mask(), want)
 
 
 @pytest.mark.parametrize("rows, message", [

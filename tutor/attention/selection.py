@@ -95,12 +95,7 @@ class Selection:
         shape, pos = (*q.shape[:3], k.shape[2]), positions(q, k, pos_q)
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, True where a key is read; got {mask.dtype}")
-        if causal:
-            mask = mask & causal_mask(pos, shape[3])
-        mask = mask.expand(shape)
-        flat = mask.flatten().nonzero()[:, 0]                              # (nnz,) ascending: row by row, key by key
-        counts = mask.sum(-1).flatten()
-        return cls("token", shape, pos, _indptr(counts), flat % shape[3], causal=causal)
+        return _of_mask((mask & causal_mask(pos, shape[3]) if causal else mask).expand(shape), pos, causal)
 
     @classmethod
     def from_rows(cls, rows: list[list[int]], q: Tensor, k: Tensor, *, pos_q: Tensor | None = None,
@@ -155,19 +150,27 @@ class Selection:
 
     def to_token(self) -> Selection:
         """The same keys as a token selection."""
-        if self.kind == "token":
-            return self
-        mask = self.mask()
-        return Selection("token", self.shape, self.pos, _indptr(mask.sum(-1).flatten()),
-                         mask.flatten().nonzero()[:, 0] % self.shape[3], causal=self.causal)
+        return self if self.kind == "token" else _of_mask(self.mask(), self.pos, self.causal)
 
     def take(self, rows: Tensor) -> Selection:
         """Only the query rows `rows (T',)`: how a method that must see every query is judged on a few of them."""
         b, hq, t, s = self.shape
-        rows = torch.as_tensor(rows)
-        kept = self.to_token().mask()[:, :, rows]
-        return Selection("token", (b, hq, len(rows), s), self.pos[rows], _indptr(kept.sum(-1).flatten()),
-                         kept.flatten().nonzero()[:, 0] % s, causal=self.causal)
+        rows = torch.arange(t)[torch.as_tensor(rows)]                      # a mask and negative numbers name rows, too
+        shape, pos = (b, hq, len(rows), s), self.pos[rows]
+        if self.kind == "block":
+            wide = self.blocks[:, :, rows // self.bq].repeat_interleave(self.bk, 3)[..., :s]         # (B, Hq, T', S)
+            return _of_mask(wide & causal_mask(pos, s) if self.causal else wide, pos, self.causal)
+        row = (torch.arange(b * hq)[:, None] * t + rows).flatten()         # (B*Hq*T',) numbers of the rows taken
+        counts = self.indptr.diff()[row]
+        indptr = _indptr(counts)
+        at = torch.arange(int(indptr[-1])) + torch.repeat_interleave(self.indptr[row] - indptr[:-1], counts)
+        return Selection("token", shape, pos, indptr, self.indices[at], causal=self.causal)
+
+
+def _of_mask(mask: Tensor, pos: Tensor, causal: bool) -> Selection:
+    """Token selection of the True entries `(B, Hq, T, S)`, cut already."""
+    flat = mask.flatten().nonzero()[:, 0]                                  # (nnz,) ascending: row by row, key by key
+    return Selection("token", tuple(mask.shape), pos, _indptr(mask.sum(-1).flatten()), flat % mask.shape[3], causal=causal)
 
 
 def _indptr(counts: Tensor) -> Tensor:
