@@ -26,7 +26,7 @@ STYLE = """
 .claim-card dl dt { float: none; width: auto; margin: 0.6rem 0 0; color: var(--quiet); font-size: 0.82em; font-weight: 600; }
 .claim-card dl dd { float: none; width: auto; margin: 0.1rem 0 0; }
 .claim-card .claim-numbers { width: auto; margin: 0; border: 0; border-collapse: collapse; font-size: 0.93em; }
-.claim-card .claim-numbers tr { background: none; }
+.claim-card .claim-numbers tbody tr:nth-child(n) { background: none; }
 .claim-card .claim-numbers tr > * { padding: 0.2rem 1.2rem 0.2rem 0; border: 0; border-top: 1px solid var(--line);
   background: none; color: inherit; text-align: left; vertical-align: top; white-space: normal; font-weight: 400; }
 .claim-card .claim-numbers tr > td { font-variant-numeric: tabular-nums; }

@@ -127,6 +127,10 @@ def test_a_card_with_many_numbers_folds_them_in_the_ledger_and_shows_them_on_the
 def test_the_ledger_counts_every_verdict():
     page = pages.claims_page([claim(), claim("not_here", id="m.other"), claim("in_part", id="m.third")])
     assert "does not hold here" in page and page.count("<article") == 3
+    choices = re.findall(r'id="only-(\w+)"( checked)?><strong>(\d+)</strong>', page)
+    assert choices == [("all", " checked", "3"), ("holds", "", "1"), ("in_part", "", "1"), ("not_here", "", "1")]
+    styles = (ROOT / "book" / "assets" / "tutor.css").read_text("utf-8")
+    assert all(f":has(#only-{name}:checked) article.claim:not(.{name})" in styles for name in markup.VERDICT)
 
 
 def test_no_claims_are_said_to_be_none():

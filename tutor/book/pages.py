@@ -92,6 +92,15 @@ def claim_card(claim: Claim, *, address: str = "") -> str:
         "<dl>", *(f"<dt>{what}</dt><dd>{text}</dd>" for what, text in said), "</dl>", "</article>", ""])
 
 
+def verdict_filter(counts: dict[str, int]) -> str:
+    """How many claims got each verdict, as choices: the style sheet hides the cards of the others."""
+    shown = [(status, n, verdict(status)) for status, n in counts.items() if n or status != "unmeasured"]
+    choices = "".join(f'<label><input type="radio" name="verdict" id="only-{status}"{checked}><strong>{n}</strong> {what}</label>'
+                      for status, n, what, checked in [("all", sum(counts.values()), "all", " checked"),
+                                                       *((*choice, "") for choice in shown)])
+    return f'<fieldset class="filter"><legend>Show</legend>{choices}</fieldset>\n'
+
+
 def claims_page(claims: Sequence[Claim]) -> str:
     """The ledger: every claim of every family, with its verdict."""
     counts = {status: sum(c.status == status for c in claims) for status in VERDICT}
@@ -100,7 +109,7 @@ def claims_page(claims: Sequence[Claim]) -> str:
              "of three verdicts. *Does not hold here* is a finding about a 135-million-parameter model with 4-bit "
              "weights, not about the paper. `tutor claims --run ID` measures one again; a number that leaves its "
              "interval fails the tests.\n",
-             tally_list((n, verdict(status)) for status, n in counts.items() if n or status != "unmeasured")]
+             verdict_filter(counts)]
     if not claims:
         lines.append("No claim has been measured yet.\n")
     for family in catalog.FAMILIES:
