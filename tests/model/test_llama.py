@@ -98,7 +98,7 @@ def test_general_attention_equals_the_fast_one(tiny):
 def test_general_attention_in_tiles_equals_itself(tiny, monkeypatch):
     ids = ids_of(13)
     whole = tiny.forward(ids, attend=tiny.attend, collect=["lse"])
-    monkeypatch.setattr("tutor.model.llama._TILE", 4 * 13 * 3)      # three queries at a time
+    monkeypatch.setattr("tutor.model.attention.TILE", 4 * 13 * 3)      # three queries at a time
     tiled = tiny.forward(ids, attend=tiny.attend, collect=["lse"])
     assert torch.allclose(whole.logits, tiled.logits, atol=1e-12)
     assert torch.allclose(whole.collected["lse"][1], tiled.collected["lse"][1], atol=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 _LLAMA, _CACHE, _FETCH = "tutor/model/llama.py", "tutor/model/cache.py", "tutor/model/fetch.py"
+_ATTENTION = "tutor/model/attention.py"
 
 MUTANTS = [
     Mutant("model: rotation turns the other way for one half", "tutor/model/rope.py",
@@ -16,22 +17,22 @@ MUTANTS = [
     Mutant("model: the next position is a row count of this call", _LLAMA,
            "torch.arange(start, start + T, dtype", "torch.arange(0, T, dtype",
            "tests/model/test_llama.py::test_cached_and_chunked_equal_uncached"),
-    Mutant("model: the general attention forgets the causal mask inside a call", _LLAMA,
+    Mutant("model: the general attention forgets the causal mask inside a call", _ATTENTION,
            "allowed = (pos >= 0) & (pos <= pos_q[rows, None])", "allowed = (pos >= 0) & (pos <= pos_q.max())",
            "tests/model/test_llama.py::test_general_attention_equals_the_fast_one"),
-    Mutant("model: chunked prefill aligns its mask to the top left", _LLAMA,
+    Mutant("model: chunked prefill aligns its mask to the top left", _ATTENTION,
            "if tree_mask is None and S == T and", "if tree_mask is None and T > 1 or S == T and",
            "tests/model/test_llama.py::test_cached_and_chunked_equal_uncached"),
-    Mutant("model: the tree mask covers the first rows instead of the last", _LLAMA,
+    Mutant("model: the tree mask covers the first rows instead of the last", _ATTENTION,
            "allowed[:, S - T:] = tree_mask", "allowed[:, :T] = tree_mask",
            "tests/model/test_llama.py::test_every_node_of_a_tree_sees_its_own_path_only"),
-    Mutant("model: padding is read with weight zero, so NaN spreads", _LLAMA,
+    Mutant("model: padding is read with weight zero, so NaN spreads", _ATTENTION,
            "v = v.masked_fill(padding[..., None], 0)", "pass",
            "tests/model/test_llama.py::test_padding_is_never_read_even_as_nan"),
-    Mutant("model: multiplicity is added without its logarithm", _LLAMA,
+    Mutant("model: multiplicity is added without its logarithm", _ATTENTION,
            "part.w.to(wide).log()", "part.w.to(wide)",
            "tests/model/test_llama.py::test_a_row_of_weight_two_counts_twice"),
-    Mutant("model: query heads are dealt to KV heads round robin", _LLAMA,
+    Mutant("model: query heads are dealt to KV heads round robin", _ATTENTION,
            "folded = q.reshape(-1, Hkv, Hq // Hkv, D)",
            "folded = q.reshape(-1, Hq // Hkv, Hkv, D).transpose(1, 2)",
            "tests/model/test_llama.py::test_cached_and_chunked_equal_uncached"),

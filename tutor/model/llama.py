@@ -5,13 +5,11 @@ Seams       `attend` computes attention, `ffn` the feed-forward part, `cache` st
             `tree_mask` lay out a token tree, `embeds` replaces ids, `layers` leaves blocks out, `collect` copies
             what passes by. Nothing is ever monkey-patched.
 Shapes      B batch, T rows of this call, S rows of the cache, Hq = n_heads, Hkv = n_kv_heads, D = head_dim, V = vocab.
-Masking     by position, never by storage index: a query at m sees the keys at 0 <= n <= m. A tree mask replaces this
-            rule among the rows of one call only.
+See also    tutor/model/attention.py (exact attention over a cache's rows, masked by position), cache.py, rope.py
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutor.attention.partial import Partial, from_logits, merge
+from tutor.attention.partial import Partial
 from tutor.model import rope as rope_module
+from tutor.model.attention import attend_fast, attend_view
 from tutor.model.cache import Cache, FullCache, Observation, Part
 
 COLLECT = ("q", "k", "v", "q_pre", "k_pre", "attn", "hidden", "lse")
 _LOGITS = ("all", "last", "none")
-_TILE = 1 << 24                                  # at most this many logits are held at once by the general attention
 
 
 @dataclass(frozen=True)
@@ -215,12 +213,7 @@ class Model:
         Returns:
             `o (B, Hq, T, Dv)` in the dtype of q, `lse (B, Hq, T)` in float32 (float64 for float64 queries).
         """
-        if not view:
-            raise ValueError("view is empty; a cache must return at least the rows of this call")
-        last = len(view) - 1
-        whole = merge(*(self._attend_part(q, part, pos_q, tree_mask if i == last else None)
-                        for i, part in enumerate(view)))
-        return Partial(whole.o.to(q.dtype), whole.lse)
+        return attend_view(q, view, pos_q, tree_mask, rotate=self.rope.rotate)
 
     def forward(
         self,
@@ -291,7 +284,7 @@ class Model:
         observed = cache is not None and cache.wants_observation
         o = None
         if attend is None and not observed and not keep.wants("lse", layer):
-            o = _fast_attention(q, view, pos, tree_mask)
+            o = attend_fast(q, view, pos, tree_mask)
         if o is None:
             partial = (attend or self.attend)(layer, q, view, pos_q=pos, tree_mask=tree_mask)
             o = partial.o
@@ -303,37 +296,6 @@ class Model:
             for name, value in (("q", q), ("k", k), ("v", v), ("q_pre", q_pre), ("k_pre", k_pre), ("attn", o)):
                 keep(name, layer, value)
         return F.linear(o.transpose(1, 2).reshape(B, T, Hq * c.head_dim), block.o)
-
-    def _attend_part(self, q: Tensor, part: Part, pos_q: Tensor, tree_mask: Tensor | None) -> Partial:
-        """Attention over the rows of one part, a tile of queries at a time."""
-        B, Hq, T, D = q.shape
-        Hkv, S = part.k.shape[1:3]
-        if Hq % Hkv:
-            raise ValueError(f"q has {Hq} heads, which is no multiple of the {Hkv} KV heads of the part; "
-                             "every KV head must serve the same number of query heads")
-        wide = torch.promote_types(q.dtype, torch.float32)
-        k, v = part.k.to(wide), part.v.to(wide)
-        if part.rope == "pre":
-            k = self.rope.rotate(k, part.pos.clamp(min=0))
-        pos = part.pos if part.pos.dim() == 1 else part.pos[:, :, None, None]            # (S,) or (B, Hkv, 1, 1, S)
-        padding = part.pos < 0
-        if bool(padding.any()):                                                          # 0 * NaN is NaN
-            v = v.masked_fill(padding[..., None], 0)
-        grouped = q.to(wide).unflatten(1, (Hkv, Hq // Hkv)) / math.sqrt(D)               # (B, Hkv, G, T, D)
-        tile = max(1, _TILE // max(1, B * Hq * S))
-        pieces = []
-        for start in range(0, T, tile):
-            rows = slice(start, start + tile)
-            allowed = (pos >= 0) & (pos <= pos_q[rows, None])                            # (..., t, S)
-            if tree_mask is not None:
-                allowed = torch.cat([allowed[..., : S - T], tree_mask[rows].expand(*allowed.shape[:-1], T)], dim=-1)
-            logits = grouped[..., rows, :] @ k[:, :, None].mT                            # (B, Hkv, G, t, S)
-            if part.w is not None:
-                logits = logits + part.w.to(wide).log()[:, :, None, None]
-            pieces.append(from_logits(logits.masked_fill(~allowed, float("-inf")), v[:, :, None]))
-        o = torch.cat([piece.o for piece in pieces], dim=-2) if len(pieces) > 1 else pieces[0].o
-        lse = torch.cat([piece.lse for piece in pieces], dim=-1) if len(pieces) > 1 else pieces[0].lse
-        return Partial(o.flatten(1, 2), lse.flatten(1, 2))
 
     # ---- what callers do with it
 
@@ -447,32 +409,6 @@ class _Collector:
     def __call__(self, name: str, layer: int, value: Tensor) -> None:
         if self.wants(name, layer):
             self.found.setdefault(name, {})[layer] = value
-
-
-def _fast_attention(q: Tensor, view: list[Part], pos_q: Tensor, tree_mask: Tensor | None) -> Tensor | None:
-    """Exact attention by torch's fused kernel where it applies (one plain part); None where it does not.
-
-    A single query whose keys are all visible is folded into its KV head: the G query heads become G rows of one
-    unmasked call, so keys and values are neither repeated nor masked.
-    """
-    part = view[0]
-    if len(view) > 1 or part.w is not None or part.rope == "pre" or part.pos.dim() > 1:
-        return None
-    (_, Hq, T, D), (Hkv, S) = q.shape, part.k.shape[1:3]
-    if T == 1:
-        low, high = part.pos.aminmax()
-        if int(low) < 0 or int(high) > int(pos_q):
-            return None
-        folded = q.reshape(-1, Hkv, Hq // Hkv, D)                                # (B, Hkv, G, D)
-        return F.scaled_dot_product_attention(folded, part.k, part.v).reshape(q.shape[0], Hq, 1, -1)
-    if tree_mask is None and S == T and bool((pos_q[1:] > pos_q[:-1]).all()) and torch.equal(part.pos, pos_q):
-        return F.scaled_dot_product_attention(q, part.k, part.v, is_causal=True, enable_gqa=Hq != Hkv)
-    if bool((part.pos < 0).any()):
-        return None
-    allowed = part.pos <= pos_q[:, None]                                        # (T, S)
-    if tree_mask is not None:
-        allowed[:, S - T:] = tree_mask
-    return F.scaled_dot_product_attention(q, part.k, part.v, attn_mask=allowed, enable_gqa=Hq != Hkv)
 
 
 def sample(logits: Tensor, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
