@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,9 @@ from tutor.attention.methods.minference import (
     HeadPattern,
     MInference,
     default_candidates,
+    heaviest_lines,
+    jaccard,
+    kept_by_lines,
     search,
     shipped,
     shipped_patterns,
@@ -323,6 +328,41 @@ def test_the_recorded_search_is_what_a_search_finds():
 
 def test_the_published_search_forgets_two_shapes():
     assert {published_winner(best)[0] for best in ("stream_llm", "block_sparse")} == {"vertical_and_slash"}
+
+
+def test_lines_from_text_to_text_by_hand():
+    """The last 2 of 80 queries look at key 20, at 70 keys back, each with a quarter of their attention, and at key 78."""
+    k = torch.eye(80)[None, None] * 40
+    q = torch.zeros_like(k)
+    for p in (78, 79):
+        q[0, 0, p] = k[0, 0, 20] + k[0, 0, p - 70] + (1 + math.log(2) * 80**0.5 / 1600) * k[0, 0, 78]
+    chosen = heaviest_lines(q, k, count=1, last_q=2)
+    assert chosen.shape == (2, 1, 1, 80)                                   # key 78 is heavier, but a neighbour
+    assert chosen[0].nonzero()[:, 2].tolist() == [20] and chosen[1].nonzero()[:, 2].tolist() == [70]
+    assert kept_by_lines(q, k, chosen, last_q=2).item() == pytest.approx(1, abs=1e-3)
+    one = chosen & torch.tensor([True, False])[:, None, None, None]
+    assert kept_by_lines(q, k, one, last_q=2).item() == pytest.approx(3 / 4, abs=1e-3)
+    assert kept_by_lines(q, k, chosen & False, last_q=2).item() == pytest.approx(1 / 2, abs=1e-3)
+    assert jaccard(torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([0, 1, 1, 0]).bool()).item() == pytest.approx(1 / 3)
+
+
+def test_the_recorded_transfer_is_what_is_measured():
+    """Text 1 is the text of the capture; its lines are found again, and it is its own best lender."""
+    from tutor.data import capture, result
+
+    recorded, short = result("minference-transfer"), capture("reference_4096").first(2048)
+    kinds = ["manual", "code", "list", "sessions", "licence"]
+    assert [row["text"] for row in recorded["rows"]] == [kind for kind in kinds for _ in range(12)]
+    for row in recorded["rows"]:
+        values = torch.tensor([row[name] for name in ("columns", "diagonals", "own", "borrowed", "blind")])
+        assert values.shape == (5, 9) and values.min() >= 0 and values.max() <= 1
+        assert row["text"] != "manual" or (row["own"] == row["borrowed"] and set(row["columns"] + row["diagonals"]) == {1.0})
+        if row["text"] == "manual":
+            assert row["error"] == shipped()["runs"][0]["error"][row["layer"]]
+        if row["text"] == "manual" and row["layer"] in short.layers:
+            q, k = short.q(row["layer"]), short.k(row["layer"])
+            torch.testing.assert_close(kept_by_lines(q, k, heaviest_lines(q, k))[0].float(), torch.tensor(row["own"]),
+                                       rtol=0, atol=0.005)
 
 
 def test_more_lines_never_keep_less():

@@ -32,7 +32,7 @@ from tutor.attention.dense import attend, causal_mask, causal_pairs, check_qkv, 
 from tutor.attention.methods.pooled_blocks import PooledBlocks, pooled
 from tutor.attention.methods.streaming import Streaming
 from tutor.attention.methods.vertical_slash import VerticalSlash, lines, plan
-from tutor.attention.selection import Selection, Selector, finish, need, output_error
+from tutor.attention.selection import Selection, Selector, finish, need, output_error, top_k
 from tutor.catalog import method
 from tutor.cost import Cost
 from tutor.trace import Recorder
@@ -269,6 +269,39 @@ class MInference(Selector):
     def full(self, keys: int) -> MInference:
         return replace(self, patterns=(), share=1.0)
 
+
+# -------------------------------------------------------------------------------------------- lines from text to text
+
+ALWAYS = (4, 32)        # first columns and nearest diagonals that vertical-slash keeps whatever it finds
+
+
+def heaviest_lines(q: Tensor, k: Tensor, count: int = 64, last_q: int = 64) -> Tensor:
+    """bool `(2, B, Hq, S)`: `count` columns and `count` diagonals that weigh most for the last queries, ties to the lower number.
+
+    Left out are lines that are kept in any case, and columns in or just before the last queries, which are neighbours only.
+    """
+    vertical, slash = lines(q, k, last_q=last_q)
+    vertical[..., max(ALWAYS[0], k.shape[2] - 2 * last_q):] = -1
+    vertical[..., : ALWAYS[0]], slash[..., : ALWAYS[1]] = -1, -1
+    return torch.stack([top_k(x, count) for x in (vertical, slash)])
+
+
+def kept_by_lines(q: Tensor, k: Tensor, chosen: Tensor, last_q: int = 64) -> Tensor:
+    """Attention `(B, Hq)` of the last queries that lies on `chosen (2, B, Hq, S)` and on what is kept in any case."""
+    columns, diagonals = chosen.clone()
+    columns[..., : ALWAYS[0]], diagonals[..., : ALWAYS[1]] = True, True
+    pos = positions(q, k)[-last_q:]
+    back = pos[:, None] - torch.arange(k.shape[2])
+    mask = (columns[:, :, None] | diagonals[:, :, back.clamp(min=0)]) & (back >= 0)
+    return torch.where(mask, probs(q[:, :, -last_q:], k, pos_q=pos), 0.0).sum(-1).mean(-1)
+
+
+def jaccard(a: Tensor, b: Tensor) -> Tensor:
+    """Shared over all, along the last axis of two sets of flags."""
+    return (a & b).sum(-1) / (a | b).sum(-1)
+
+
+# ------------------------------------------------------------------------------------------------------- recorded runs
 
 @lru_cache(maxsize=1)
 def shipped() -> dict:
