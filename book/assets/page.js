@@ -10,7 +10,7 @@
   }
 
   function reachable() {
-    for (const box of document.querySelectorAll("pre, .table-scroll, .cell_output .output, .math-wrapper, .tw-text")) {
+    for (const box of document.querySelectorAll("pre, .table-scroll, .cell_output .output, .math-wrapper, mjx-container, .tw-text")) {
       const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
       if (scrolls) box.tabIndex = 0;
       else if (!box.classList.contains("table-scroll")) box.removeAttribute("tabindex");
@@ -29,9 +29,10 @@
   addEventListener("beforeprint", unfold);
   addEventListener("load", reachable);
   addEventListener("resize", reachable);
-  let waiting = 0;                                          // figures arrive after the page: look again when one does
+  let waiting = 0;                                          // figures and formulas arrive after the page: look again then
   new MutationObserver((changes) => {
-    const arrived = changes.some((change) => [...change.addedNodes].some((node) => node.classList?.contains("tw")));
+    const late = (node) => node.classList?.contains("tw") || node.localName === "mjx-container";
+    const arrived = changes.some((change) => [...change.addedNodes].some(late));
     if (!arrived) return;
     clearTimeout(waiting);
     waiting = setTimeout(reachable, 200);
