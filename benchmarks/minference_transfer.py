@@ -44,6 +44,7 @@ from tutor.model.capture import capture
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "minference-transfer.json"
 TOKENS, SHARE, LINES, LAST = 2048, 1 / 8, 64, 64
+ERRORS = ("error_a_shape", "error_few_columns", "error_some_columns", "error_many_columns", "error_blocks")  # in order
 LAYERS = (0, 2, 5, 8, 11, 14, 16, 18, 20, 22, 25, 28)
 
 
@@ -112,15 +113,16 @@ def main() -> None:
                 first = mine if name == "manual" else done[f"manual {hashes['manual']}"][str(layer)]
                 found[str(layer)] = mine | {"compared": compared(q, k, mine, first)}
                 partial.write_text(json.dumps(done), encoding="utf-8")
-            rows += [{"text": name, "layer": layer, "error": found[str(layer)]["error"], **found[str(layer)]["compared"]}
-                     for layer in LAYERS]
+            for layer in LAYERS:
+                errors = dict(zip(ERRORS, zip(*found[str(layer)]["error"])))                 # nine heads each
+                rows.append({"text": name, "layer": layer} | errors | found[str(layer)]["compared"])
     content = {"question": "which shapes and lines of a head, found on one text, serve other texts",
                "date": datetime.now(UTC).date().isoformat(), "machine": "2-core laptop-class CPU",
                "model": "SmolLM2-135M-Instruct, 4-bit weights dequantised", "tokens": TOKENS,
                "lines": LINES, "last_queries": LAST, "share": SHARE, "side": SIDE, "candidates": default_candidates(SHARE),
                "texts_sha256": hashes, "versions": {"python": platform.python_version(), "torch": torch.__version__},
-               "note": "error: relative output error of the candidates, head by head; columns, diagonals: Jaccard index with "
-                       "text 1; own, borrowed, blind: weight of the last queries that lines keep",
+               "note": "Nine heads a layer. error: relative output error of each candidate; columns, diagonals: Jaccard index "
+                       "with text 1; own, borrowed, blind: attention of the last queries that lines keep.",
                "rows": rows}
     finished = RESULTS.with_suffix(".tmp")
     finished.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -44,11 +44,13 @@ def _texts():
 
     from tutor.data import result
 
-    rows = result("minference-transfer")["rows"]
-    number = lambda x: [float("inf") if e is None else e for e in x] if isinstance(x, list) else x      # None: allowed nothing
-    return {text: {name: torch.tensor([number(head) for row in rows if row["text"] == text for head in row[name]])
-                   for name in ("error", "columns", "diagonals", "own", "borrowed", "blind")}
-            for text in dict.fromkeys(row["text"] for row in rows)}
+    rows, found = result("minference-transfer")["rows"], {}
+    for text in dict.fromkeys(row["text"] for row in rows):
+        mine = [row for row in rows if row["text"] == text]
+        measures = [name for name in mine[0] if name not in ("text", "layer")]
+        found[text] = {name: torch.tensor([row[name] for row in mine]).flatten() for name in measures}
+        found[text]["error"] = torch.stack([x for name, x in found[text].items() if name.startswith("error_")], -1)
+    return found
 
 
 def head_classes() -> Measured:
