@@ -41,6 +41,8 @@ MUTANTS = [
            'if view["model_id"] not in states]', 'if view["model_id"] in states]', BUILDER),
     Mutant("site: folding a chart's code loses the tags of its cell", BUILD,
            'tags = {*cell["metadata"].get("tags", []), "hide-input"}', 'tags = {"hide-input"}', BUILDER),
+    Mutant("site: a page with formulas loses MathJax", BUILD,
+           "if not re.search(r'class=\"[^\"]*\\bmath(?!jax)', text):", "if True:", BUILDER),
     Mutant("site: anchors are not looked up", FAULTS,
            "unquote(anchor) not in anchors[target]", "unquote(anchor) is None", BUILDER),
     Mutant("site: changed data keep old pictures", BUILD, '("data", None), ', "", BUILDER),

@@ -138,6 +138,16 @@ def test_the_new_site_replaces_the_old_one_without_leftovers(tmp_path):
     assert (out / "index.html").read_text() == '<head><script src="a.js"></script></head>'
 
 
+def test_only_pages_with_formulas_ask_for_mathjax(tmp_path):
+    load = '<script>window.MathJax = {"options": {}}</script><script defer="defer" src="mathjax/tex-svg.js?v=1"></script>'
+    inline, plain = '<span class="math notranslate">x</span>', '<section class="tex2jax_ignore mathjax_ignore">x</section>'
+    site_of(tmp_path, inline=load + inline, block=load + '<div class="amsmath math">x</div>', plain=load + plain)
+    build.finish(tmp_path, tmp_path.with_name("out"))
+    text = lambda name: (tmp_path.with_name("out") / f"{name}.html").read_text()
+    assert load + inline in text("inline") and load in text("block")
+    assert text("plain") == f"<html><body>{plain}</body></html>"
+
+
 def test_everything_that_the_table_of_contents_names_is_there():
     """Prose pages exist, generated pages are generated."""
     import yaml

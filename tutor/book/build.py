@@ -223,7 +223,8 @@ def render(src: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------ 4 finish
 def finish(html: Path, fresh: Path, *, address: str = "") -> None:
-    """Copy without source maps, page sources, translations and the script that draws icons (the icon font does, too).
+    """Copy without source maps, page sources, translations and the script that draws icons (the icon font does, too); a page
+    without a formula asks for no MathJax.
 
     A page that is not found may have been asked for at any depth: its links start from `address`, where that is known.
     """
@@ -232,6 +233,8 @@ def finish(html: Path, fresh: Path, *, address: str = "") -> None:
     shutil.copytree(html, fresh, ignore=shutil.ignore_patterns(*waste))
     for page in fresh.rglob("*.html"):
         text = re.sub(r"<script [^>]*fontawesome\.js[^>]*></script>\n?", "", page.read_text("utf-8"))
+        if not re.search(r'class="[^"]*\bmath(?!jax)', text):
+            text = re.sub(r"<script[^>]*>window\.MathJax[^<]*</script>\n?|<script [^>]*tex-svg\.js[^>]*></script>\n?", "", text)
         text = text.replace('role="doc-biblioentry"', 'role="listitem"')       # an entry of a list is read as one
         page.write_text(text, "utf-8")
     lost = fresh / "404.html"
