@@ -246,7 +246,7 @@ def test_the_front_page_is_light_and_its_icons_are_drawn(address, browser):
     page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
     page.goto(address + "index.html")
     page.wait_for_function("() => document.fonts.status === 'loaded'")
-    assert sum(sizes) < 1.5e6
+    assert sum(sizes) < 2e6
     icon = page.locator(".theme-switch:visible").first
     shown = icon.evaluate("i => [getComputedStyle(i, '::before').content, getComputedStyle(i).fontFamily]")
     assert shown[0] not in ("none", "normal") and "Font Awesome" in shown[1] and icon.bounding_box()["width"] > 8
