@@ -31,6 +31,8 @@ MUTANTS = [
     Mutant("site: evicted rows are drawn as kept", "tutor/book/front.py",
            "_path(\"evicted\", map(line, np.flatnonzero(~held)))", "_path(\"kept\", map(line, np.flatnonzero(~held)))",
            "tests/site/test_front.py"),
+    Mutant("site: rows that are not shown are not owned up to", RESULTS,
+           "sum(rows[end:])", "sum(rows[:end])", GENERATORS),
     Mutant("site: a table forgets columns that the first row lacks", RESULTS,
            "for row in value for name in row))", "for row in value[:1] for name in row))", GENERATORS),
     Mutant("site: prose is not escaped", "tutor/book/markup.py",

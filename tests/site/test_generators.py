@@ -207,6 +207,15 @@ def test_every_method_has_a_page_with_its_idea_and_its_parameters(method):
 
 
 # ------------------------------------------------------------------------------------------------------------- results
+def test_a_large_result_file_shows_its_beginning_and_says_how_much_is_left():
+    layers = {f"layer_{i}": [{"keys": k, "mass": 0.5} for k in range(30)] for i in range(8)}
+    page = results.result_section("big", {"question": "How much?", "layers": layers})
+    assert page.count("<table") == 5 and "layer 4" in page and "layer 5" not in page
+    assert "3 more tables with 90 rows are in the file." in page and "results/big.json" in page
+    one = results.result_section("long", {"points": [{"keys": k} for k in range(200)]})
+    assert one.count("<tr>") == 201 and "more tables" not in one
+
+
 def test_a_result_file_becomes_tables_with_its_machine_and_day():
     result = {
         "question": "How fast?",

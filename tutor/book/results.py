@@ -12,6 +12,7 @@ from tutor.book.markup import code, esc, md, number, sentence, table
 WHEN = ("date", "when", "machine", "device", "cpu", "threads", "commit", "seed")
 PACKAGES = ("python", "torch", "triton", "numpy", "numba", "faiss", "transformers", "tutor")
 ASIDE = ("title", "question", "versions", "note", "notes", "script")
+MOST_ROWS = 150                # of one file on the page; nobody reads more, and the file has them all
 WORDS = {"when": "date", "cpu": "processor", "nbytes": "bytes", "nll": "NLL"}
 
 
@@ -66,6 +67,18 @@ def tables_of(value: Any, label: str) -> list[str]:
     return out
 
 
+def beginning(parts: list[str], most: int = MOST_ROWS) -> list[str]:
+    """The first tables (and their titles), up to `most` rows but one table at least, and how much the file holds beyond."""
+    rows = [part.count("<tr>") - 1 if "<table" in part else 0 for part in parts]
+    tables = [i for i, n in enumerate(rows) if n]
+    fit = [i for i in tables if sum(rows[:i + 1]) <= most] or tables[:1]
+    if fit == tables:
+        return parts
+    end = fit[-1] + 1
+    more = f"{len(tables) - len(fit)} more tables with {sum(rows[end:])} rows are in the file.</p>"
+    return [*parts[:end], f'<p class="source">{more}\n']
+
+
 def notes_of(result: dict[str, Any]) -> list[str]:
     found = [result.get("note"), result.get("notes")]
     flat = [note for item in found for note in (item if isinstance(item, list) else [item]) if note]
@@ -87,7 +100,7 @@ def result_section(name: str, result: dict[str, Any]) -> str:
         facts.append("with " + ", ".join(f"{esc(key)} {esc(value)}" for key, value in versions.items()))
     if facts:
         lines.append(f'<p class="when">{" · ".join(facts)}</p>\n')
-    lines += tables_of(rest, title) if rest else ["The file holds no numbers.\n"]
+    lines += beginning(tables_of(rest, title)) if rest else ["The file holds no numbers.\n"]
     source = f"From {code(f'benchmarks/results/{name}.json')}"
     return "\n".join([*lines, *notes_of(result), f'<p class="source">{source}</p>\n'])
 
