@@ -22,6 +22,9 @@ ONE_STEPS = [("load", "q0", "k0"), ("dot", "q0", "k0"), ("free", "q0", "k0"), ("
 TWO = Game(2, 2, 11)
 TWO_SCORES = [("load", "k0", "k1", "q0"), ("dot", "q0", "k0"), ("dot", "q0", "k1"), ("free", "q0"), ("load", "q1"),
               ("dot", "q1", "k0"), ("dot", "q1", "k1"), ("free", "q1", "k0", "k1")]
+HALF = [*TWO_SCORES, ("store", "s11"), ("free", "s11"), ("load", "v0"), ("add", "s00", "v0"), ("store", "o0"), ("free", "o0"),
+        ("add", "s10", "v0"), ("free", "v0"), ("load", "v1", "o0"), ("add", "s01", "v1"), ("store", "o0"), ("free", "o0"),
+        ("load", "s11"), ("add", "s11", "v1"), ("store", "o1")]
 
 
 def inputs(game, seed=0):
@@ -54,9 +57,7 @@ def test_two_by_two_by_hand():
 
 def test_putting_aside_costs_both_ways():
     # An unfinished output is its two sums, a maximum and a weight: 4 words out, 4 in; a score one each way. 16 + 8 + 2 = 26.
-    played = TWO.play([*TWO_SCORES, ("store", "s11"), ("free", "s11"), ("load", "v0"), ("add", "s00", "v0"), ("store", "o0"),
-                       ("free", "o0"), ("add", "s10", "v0"), ("free", "v0"), ("load", "v1", "o0"), ("add", "s01", "v1"),
-                       ("store", "o0"), ("free", "o0"), ("load", "s11"), ("add", "s11", "v1"), ("store", "o1")])
+    played = TWO.play(HALF)
     assert (played.words, played.loaded, played.stored) == (26, 12 + 5, 4 + 5)
 
 
@@ -195,7 +196,8 @@ def rules(game):
     raise AssertionError("no schedule")
 
 
-@pytest.mark.parametrize("N, d, M, words", [(1, 2, 7, 8), (2, 2, 7, 24), (2, 2, 8, 22), (2, 1, 5, 15), (2, 1, 6, 10)])
+@pytest.mark.parametrize("N, d, M, words", [(1, 2, 7, 8), (2, 2, 7, 24), (2, 2, 8, 22), (2, 1, 5, 15), (2, 1, 6, 10),
+                                            (2, 4, 11, 46)])
 def test_the_fewest_words_are_those_of_a_plain_search(N, d, M, words):
     game = small(N, d, M)
     assert game.words(game.fewest()) == rules(game) == words
@@ -242,4 +244,6 @@ def test_the_board_follows_the_play():
     assert look(6)[1] == [DONE, DONE, DONE]
     aside = ONE.play([*ONE_STEPS[:2], ("store", "s00"), ("free", "s00", "q0", "k0"), ("load", "v0", "s00"), *ONE_STEPS[4:]])
     assert aside.boards[4][1][1, 1] == ASIDE and aside.words == 10
+    half = TWO.play(HALF)
+    assert [board[1, 3].item() for _, board in half.boards[11:15]] == [TO_COME, FAST, FAST, ASIDE]   # o0
     assert played.board(0).tolist() == look(0) and played.board(5).tolist() == look(3) and played.board(10**6).tolist() == look(6)
