@@ -87,6 +87,7 @@ class Claim:
         expected: stored verdict and intervals; `unmeasured` never counts as done.
         stops: where the claim stops being true, in one sentence.
         needs: "model", "capture" or "" (nothing beyond the package).
+        headline: the number that a card shows first; the first of `expected` unless given.
     """
 
     id: str
@@ -98,6 +99,11 @@ class Claim:
     expected: Expected
     stops: str = ""
     needs: str = "model"
+    headline: str = ""
+
+    def __post_init__(self):
+        if self.headline and self.headline not in self.expected.numbers:
+            raise ValueError(f"claim {self.id}: headline must be one of {list(self.expected.numbers)}; got {self.headline!r}")
 
     @property
     def status(self) -> str:
@@ -132,7 +138,7 @@ class Claim:
 class Card:
     """A claim as a reader sees it: verdict, what the paper says, what we measured, where it stops being true.
 
-    Of many numbers the first is the headline; the others are a table that can be folded away.
+    Of many numbers the headline comes first; the others are a table that can be folded away.
     """
 
     MARKS = {"holds": "✓ holds", "in_part": "≈ holds in part", "not_here": "✗ does not hold here",
@@ -143,9 +149,11 @@ class Card:
         self.claim, self.found = claim, found
 
     def numbers(self) -> list[tuple[str, str]]:
-        """(name, interval with unit) of every number, in the claim's order."""
+        """(name, interval with unit) of every number, the headline first, else in the claim's order."""
         span = lambda n: f"{n.low:g}" if n.low == n.high else f"{n.low:g} to {n.high:g}"
-        return [(name.replace("_", " "), f"{span(n)} {n.unit}".strip()) for name, n in self.claim.expected.numbers.items()]
+        known, first = self.claim.expected.numbers, self.claim.headline
+        ordered = {first: known[first], **known} if first else known
+        return [(name.replace("_", " "), f"{span(n)} {n.unit}".strip()) for name, n in ordered.items()]
 
     def when(self) -> str:
         return ", ".join(part for part in (self.claim.expected.date, self.claim.expected.machine) if part)

@@ -55,6 +55,19 @@ def test_a_card_says_all_four_things():
     assert "0.4 to 0.6" in repr(found) and "It was so." in found._repr_html_()
 
 
+def test_the_headline_comes_first_and_must_be_a_number_of_the_claim():
+    from dataclasses import replace
+
+    from tutor.claim import Card
+
+    three = Expected("holds", {"a": Number(1, 1), "b": Number(2, 2), "c": Number(3, 3)})
+    told = replace(claim(), expected=three, headline="c")
+    assert [name for name, _ in Card(told).numbers()] == ["c", "a", "b"]
+    assert [name for name, _ in Card(replace(told, headline="")).numbers()] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="headline must be one of"):
+        replace(told, headline="d")
+
+
 def many(n: int):
     from tutor.claim import Card
 

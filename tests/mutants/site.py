@@ -20,6 +20,8 @@ MUTANTS = [
            'f"{number(n.low)} to {number(n.high)}"', "number(n.low)", GENERATORS),
     Mutant("site: a folded number is lost", PAGES,
            "table(head, rows[first:], label=f\"More", "table(head, rows[first + 1:], label=f\"More", GENERATORS),
+    Mutant("site: a claim card ignores the headline it is given", "tutor/claim.py",
+           "ordered = {first: known[first], **known} if first else known", "ordered = known", "tests/core/test_claim.py"),
     Mutant("site: the headline of a claim card is lost", "tutor/claim.py",
            "measured = table(rows[:first])", "measured = table(rows[:first - 1])", "tests/core/test_claim.py"),
     Mutant("site: a claim card folds what it should show", "tutor/claim.py",

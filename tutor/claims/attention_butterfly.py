@@ -49,6 +49,7 @@ CLAIMS = (
               "blocks_at_65536": Number(6.989, 6.99, "blocks of 64"),
               "mass": Number(0.73, 0.76, "of the mass"),
               "mass_streaming": Number(0.83, 0.86, "of the mass")}, "2026-11-23", machine=MACHINE),
+          headline="mass",
           stops="The cost is as said. The quality is not: wires laid before the text is seen keep less than the nearest "
                 "keys do; their models trained with the pattern.", needs="capture"),
 )

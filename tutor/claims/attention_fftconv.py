@@ -145,6 +145,7 @@ CLAIMS = (
               "table_orders_found": Number(1, 1, "of the lengths"),
               "orders_found_without_matrix_units": Number(0, 0, "of the lengths"),
               "time_of_radix_2_over_p3": Number(5.8, 6, "times")}, "2026-11-23", machine=MACHINE),
+          headline="time_of_radix_2_over_p3",
           stops="Counted and modelled, not timed: without matrix units higher orders win, and none of the table's is best.",
           needs=""),
     Claim("fftconv.filters-can-be-thinned", "attention", "fftconv",
@@ -159,6 +160,7 @@ CLAIMS = (
               "filter_energy_at_negative_times": Number(0.03, 0.06, "of the energy"),
               "smoothing_filter_lost_at_an_eighth_of_the_frequencies": Number(0, 1e-4, "of the norm")},
               "2026-11-23", machine=MACHINE),
+          headline="rise_with_an_eighth_of_the_taps",
           stops="A filter short in time is wide in frequency: thinning one or the other, not both. Nothing is trained again "
                 "after thinning, and the model is tiny.",
           needs=""),

@@ -90,6 +90,7 @@ CLAIMS = (
               "mass_butterfly": Number(0.77, 0.82, "of the mass"),
               "mass_random": Number(0.5, 0.65, "of the mass"),
               "mass_heaviest": Number(0.85, 0.89, "of the mass")}, "2026-11-23", machine=MACHINE),
+          headline="mass_butterfly",
           stops="Our model was never trained with the pattern: it keeps far more than random tiles, because the diagonal and "
                 "the first column are in it, yet it loses a fifth of the mass where the heaviest tiles lose an eighth.",
           needs="capture"),

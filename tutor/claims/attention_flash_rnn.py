@@ -54,6 +54,7 @@ CLAIMS = (
               "softmax_last_200": Number(0.45, 0.55, "of the answers"),
               "linear_first_40": Number(0.45, 0.8, "of the answers"),
               "linear_last_200": Number(0.45, 0.55, "of the answers")}, "2026-11-23", machine=MACHINE),
+          headline="lstm_last_200",
           stops="A recurrent step waits for the one before, so a text cannot be cut into parallel pieces. With longer training, "
                 "more layers or an answer written out step by step, attention does better than here.",
           needs=""),

@@ -125,6 +125,7 @@ CLAIMS = (
               "growth_dense": Number(3.99, 4.0, "-fold"),
               "share_of_dense_at_4096": Number(0.29, 0.305, "of the pairs"),
               "share_of_dense_at_256": Number(1.17, 1.2, "of the pairs")}, "2026-11-23", machine=MACHINE),
+          headline="growth_hip",
           stops="The constant is 2 mask_k products a row and round: below some 16 mask_k tokens it scores half as many pairs as "
                 "dense attention, or more. It pays on long texts.", needs="capture"),
     Claim("hip.one-key-can-speak", "attention", "hip",

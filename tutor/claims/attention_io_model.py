@@ -112,6 +112,7 @@ CLAIMS = (
               "slope_small": Number(-0.51, -0.49, "log-log"),
               "least_over_bound": Number(3.99, 4.01, "times"),
               "most_over_bound": Number(7.4, 7.6, "times")}, "2026-11-23", machine=MACHINE),
+          headline="slope_flash",
           stops="Upper bounds are executed, the lower bound is only drawn: its proof is not repeated, and below d^2 it "
                 "is read for combinatorial algorithms alone. One head, no mask, N = S.",
           needs=""),
@@ -137,6 +138,7 @@ CLAIMS = (
               "crossover_exponent": Number(1.75, 1.80, "of d"),
               "chips_beyond_crossover_least": Number(17.5, 18.5, "times"),
               "chips_beyond_crossover_most": Number(245, 255, "times")}, "2026-11-23", machine=MACHINE),
+          headline="chips_beyond_crossover_least",
           stops="The crossing grows a little more slowly than d^2 at these widths, because the matrix's own N^2 words do not "
                 "depend on d. A chip's whole memory is counted for one head; a kernel shares it.",
           needs=""),
@@ -149,6 +151,7 @@ CLAIMS = (
               "floor": Number(128, 128, "words"),
               "fewest_56_words": Number(128, 128, "words"),
               "flash_92_words": Number(128, 128, "words")}, "2026-11-23", machine=MACHINE),
+          headline="fewest_50_words",
           stops="Four queries and keys: whole vectors move, no score is made twice, and the trivial floor lies above the bound's "
                 "shape. Nothing follows for other sizes.",
           needs=""),

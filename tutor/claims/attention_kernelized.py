@@ -150,6 +150,7 @@ CLAIMS = (
               "crossing_length": Number(4096, 4096, "tokens"),
               "growth_fft": Number(1.25, 1.31, "fold"),
               "growth_direct": Number(15.5, 16, "fold")}, "2026-11-23", machine=MACHINE),
+          headline="crossing_length",
           stops="Operations, not seconds; and one FFT for each feature and each column of v, so the crossing lies far beyond "
                 "short texts.",
           needs="capture"),
@@ -165,6 +166,7 @@ CLAIMS = (
               "error_plain": Number(0.9, 1.3, "of the output"),
               "error_normalised_to_its_own_target": Number(0.05, 0.075, "of the output"),
               "its_target_to_the_head": Number(1.5, 1.75, "of the output")}, "2026-11-23", machine=MACHINE),
+          headline="error_normalised_to_its_own_target",
           stops="What is estimated well is another attention: unit vectors have scores between -1 and 1, and a head trained "
                 "with softmax needs more. The cure is for models trained with it.",
           needs="capture"),
@@ -177,6 +179,7 @@ CLAIMS = (
               "loss_nprf_rpe": Number(2.25, 2.55, "nats per byte"),
               "worst_batch_prf": Number(2.8, 3.6, "nats per byte"),
               "worst_batch_nprf_rpe": Number(2.7, 3.2, "nats per byte")}, "2026-11-23", machine=MACHINE),
+          headline="loss_nprf_rpe",
           stops="One layer of width 48, 150 steps, bytes: enough for the order of the three, too small for plain features to "
                 "diverge.",
           needs=""),

@@ -110,6 +110,7 @@ CLAIMS = (
               "chosen_splits_mean": Number(0.835, 0.837, "of the workers"),
               "gain_mean": Number(1.23, 1.24, "times"),
               "gain_most": Number(1.92, 1.94, "times")}, "2026-11-23", machine=MACHINE),
+          headline="lean_worst",
           stops="With few tiles a worker the remainder shows, for equal shares, too. Counted tiles, not seconds: "
                 "bandwidth, waiting for other workers' partials and the second launch of a split are left out.",
           needs=""),

@@ -99,6 +99,7 @@ CLAIMS = (
               "recalled_of_256": Number(0.74, 0.79, "of the pairs"),
               "recalled_of_1024": Number(0.08, 0.105, "of the pairs"),
               "softmax_recalled_of_1024": Number(0.99, 1, "of the pairs")}, "2026-11-23", machine=MACHINE),
+          headline="recalled_of_1024",
           stops="Computed at any length, yes; recalled, only while the pairs are not many more than the state is wide. "
                 "Random keys, no training: a trained model chooses what to write.",
           needs=""),

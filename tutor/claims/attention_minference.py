@@ -135,6 +135,7 @@ CLAIMS = (
               "same_on_four_kinds_least": Number(0.69, 0.73, "of 108 heads"),
               "same_on_four_kinds_most": Number(0.78, 0.82, "of 108 heads"),
               "found_again": Number(0.88, 1.0, "of 27 heads")}, "2026-11-23", machine=MACHINE),
+          headline="same_on_other_text",
           stops="A fifth of the heads or more change shape from text to text: mostly between A-shape and vertical-slash, which "
                 "differ little on them. Their published files hold vertical-slash only.", needs="capture"),
     Claim("minference.a-shape-for-each-head", "attention", "minference",
@@ -161,6 +162,7 @@ CLAIMS = (
               "borrowed": Number(0.64, 0.67, "of the attention"),
               "blind": Number(0.7, 0.73, "of the attention"),
               "text_1_again": Number(0, 0.005, "largest difference")}, "2026-11-23", machine=MACHINE),
+          headline="columns",
           stops="Of lines found elsewhere only the columns are wrong; half of the diagonals are right, because the nearest ones "
                 "weigh most on every text. Lines of another text keep less than the nearest ones would, found without any text. "
                 "(Own lines are judged by the very queries that chose them.)",

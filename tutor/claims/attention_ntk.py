@@ -146,6 +146,7 @@ CLAIMS = (
           Expected("holds", {"floats_64_rows": Number(4160, 4160, "numbers"), "floats_1024_rows": Number(4160, 4160, "numbers"),
                              "rows_of_equal_size": Number(32.5, 32.5, "rows"),
                              "merge_error": Number(0, 1e-12, "of the largest output")}, "2026-11-23", machine=MACHINE),
+          headline="rows_of_equal_size",
           stops="A prefix of fewer rows than 33 takes less room as it is. And size says nothing about likeness.",
           needs="capture"),
     Claim("ntk.stands-for-a-prefix", "attention", "ntk",
@@ -170,6 +171,7 @@ CLAIMS = (
                                "rows_4_layer_25": Number(0.0023, 0.003, "of the output"),
                                "rows_32_layer_25": Number(0.0019, 0.0025, "of the output")},
                    "2026-11-23", machine=MACHINE),
+          headline="fit_layer_20",
           stops="Sums of elu + 1 give the prefix nearly all the mass and are no better than dropping it; random features need "
                 "far more than 64 directions for vectors this long. Fitted to real queries the error falls several times in the "
                 "late layers, but keeping real rows does better: the 4 sinks there, 32 chosen rows everywhere. (The 32 were "
@@ -182,6 +184,7 @@ CLAIMS = (
           Expected("not_here", {"dropped": Number(0.05, 0.14, "nats a token"), "sum": Number(3.5, 5.6, "nats a token"),
                                 "fit": Number(0.15, 0.32, "nats a token"), "rows_4": Number(0.06, 0.16, "nats a token"),
                                 "rows_32": Number(0.05, 0.15, "nats a token")}, "2026-11-23", machine=MACHINE),
+          headline="fit",
           stops="Fitted layer by layer to 128 rows of the exact model, not trained through it: the errors of 30 layers add up, "
                 "and the fit costs more than no prefix at all, which this text hardly misses. One text, 127 tokens: read it as "
                 "an order, not as figures.",
@@ -195,6 +198,7 @@ CLAIMS = (
                                "matrix": Number(0.95, 1.3, "nats a token"),
                                "rows_32_untrained": Number(4.0, 4.5, "nats a token"),
                                "rows_32": Number(0.75, 1.15, "nats a token")}, "2026-11-23", machine=MACHINE),
+          headline="matrix",
           stops="One toy style, 64 pairs, prefixes in the last 10 of 30 layers, 30 steps with each form's own step width: the "
                 "matrix learns the style, rows of equal size learn it better. After 100 steps a single row in each layer, a 32nd "
                 "of the numbers, does as well on unseen pairs (benchmarks/prefix_tuning.py). Other ways of tuning were not run.",

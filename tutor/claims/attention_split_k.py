@@ -43,6 +43,7 @@ CLAIMS = (
               "gain_most": Number(12.7, 12.9, "times"),
               "crowd_worst": Number(0.518, 0.519, "of the workers"),
               "crowd_worst_requests": Number(14, 14, "requests")}, "2026-11-23", machine=MACHINE),
+          headline="gain_most",
           stops="Counted tiles, not seconds: the second pass and the bandwidth are left out. Once the outputs fill most "
                 "workers nothing is split, and a last wave may stand almost empty.",
           needs=""),

@@ -93,6 +93,7 @@ CLAIMS = (
               "eighth_error_with_sinks": Number(0.038, 0.049, "of the output's length"),
               "eighth_error_layer_2": Number(0.06, 0.076, "of the output's length"),
               "eighth_error_layer_25": Number(1.35, 1.53, "of the output's length")}, "2026-11-23", machine=MACHINE),
+          headline="eighth_error",
           stops="Output error, not answers: LongBench is not run here. The sink at key 0 is the only one of its kind; k-means "
                 "puts it with keys it has nothing in common with, and their mean does not speak for it. Layer 2, which has no "
                 "sink, does well without help; layer 25 fails without those four keys.", needs="capture"),
@@ -104,5 +105,6 @@ CLAIMS = (
               "load_pages": Number(0.132, 0.149, "of the prefix"),
               "error_clusters": Number(0.038, 0.049, "of the output's length"),
               "error_pages": Number(0.057, 0.069, "of the output's length")}, "2026-11-23", machine=MACHINE),
+          headline="error_clusters",
           stops="Pages need no k-means, and a page is one stretch of memory; a cluster's keys lie scattered.", needs="capture"),
 )

@@ -50,6 +50,7 @@ CLAIMS = (
               "load_two": Number(0.117, 0.133, "of the prefix"),
               "mass_flat": Number(0.948, 0.962, "of the mass"),
               "mass_two": Number(0.944, 0.959, "of the mass")}, "2026-11-23", machine=MACHINE),
+          headline="met_two",
           stops="At this length a flat look-up is cheap already: 187 products beside some 500 keys read. With the first four "
                 "keys always read, as in the flat one.", needs="capture"),
 )

@@ -68,6 +68,7 @@ CLAIMS = (
               "mass_with_sinks": Number(0.82, 0.85, "of the mass"),
               "error_window": Number(1.3, 1.45, "of the output's length"),
               "error_with_sinks": Number(0.17, 0.2, "of the output's length")}, "2026-11-23", machine=MACHINE),
+          headline="mass_with_sinks",
           stops="Heads that fetch words from the middle of the text (layer 20) still lose what lies between the sinks "
                 "and the window.", needs="capture"),
 )

@@ -113,6 +113,7 @@ CLAIMS = (
                              "error_bound_1": Number(4e-5, 1e-4, "of the largest output"),
                              "error_bound_1.5": Number(0.015, 0.03, "of the largest output"),
                              "error_bound_2": Number(0.2, 0.4, "of the largest output")}, "2026-11-23", machine=MACHINE),
+          headline="exponent_poly",
           stops="Width 3. The columns of the feature map grow as C(D + g, g): at width 64 and degree 4 they are 814 385. That "
                 "nothing subcubic exists for large entries is a theorem under SETH; here one only sees this polynomial fail.",
           needs=""),
@@ -126,6 +127,7 @@ CLAIMS = (
                                "matrix_trained_8_mod_53": Number(0.5, 0.59, "judged right"),
                                "tensor_trained_8_mod_53": Number(0.52, 0.61, "judged right"),
                                "always_yes_8_mod_53": Number(0.47, 0.54, "judged right")}, "2026-11-23", machine=MACHINE),
+          headline="tensor_trained_4_mod_11",
           stops="Being able to is not learning to: built by hand, pairs are always right; trained from random weights they win "
                 "on the small task, and find no solution of the larger one in 300 steps. That single keys cannot is a theorem, "
                 "not what one small training run shows.",

@@ -141,6 +141,7 @@ CLAIMS = (
               "dense_within": Number(-0.2, -0.13, "nats a token"), "dense_beyond": Number(0.8, 0.95, "nats a token"),
               "token_select_beyond": Number(-0.02, 0.08, "nats a token"),
               "token_select_true_positions_beyond": Number(0.55, 0.67, "nats a token")}, "2026-11-23", machine=MACHINE),
+          headline="token_select_beyond",
           stops="It is the numbering that reaches, not the vote: sinks and a window, renumbered too, get as far. This model "
                 "reads on undisturbed to about 10 000 tokens, and only then does dense attention break. And where the text "
                 "repeats a passage from 6 000 tokens before (7 680 to 8 192), dense attention gains 1.3 nats, votes by chunks "
