@@ -217,10 +217,10 @@ def test_more_memory_never_costs_words():
 
 
 def test_a_game_too_large_to_search_says_so():
-    from tutor.attention.pebbles import _fewest
+    from tutor.attention.pebble_search import fewest
 
     with pytest.raises(RuntimeError, match="more than 50 states to look at; ask for a smaller N or a larger M"):
-        _fewest(Game(3, 8, 35), limit=50)
+        fewest(Game(3, 8, 35), limit=50)
 
 
 def test_the_verdict_says_how_far():

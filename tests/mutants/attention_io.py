@@ -7,7 +7,7 @@ from tests.mutants.mutant import Mutant
 MODEL = "tutor/attention/methods/io_model.py"
 MACHINE = "tutor/attention/machine.py"
 UNIT = "tests/attention/test_io_model.py"
-PEBBLES = "tutor/attention/pebbles.py"
+PEBBLES, SEARCH = "tutor/attention/pebbles.py", "tutor/attention/pebble_search.py"
 GAME = "tests/attention/test_io_pebbles.py"
 
 MUTANTS = [
@@ -56,13 +56,13 @@ MUTANTS = [
     Mutant("pebbles: an output is written with its statistics", PEBBLES,
            'name[0] == "o" and len(self.met[name]) == self.game.N:', 'name[0] == "o" and len(self.met[name]) > self.game.N:',
            GAME + " -k by_hand"),
-    Mutant("pebbles: the search fetches a score where its output has no room", PEBBLES,
+    Mutant("pebbles: the search fetches a score where its output has no room", SEARCH,
            "room >= (1 if o[i] == FAST else d + 3)", "room >= 1", GAME + " -k plain_search"),
-    Mutant("pebbles: the search looks too high", PEBBLES,
+    Mutant("pebbles: the search looks too high", SEARCH,
            "return game.d * vectors + (game.d + 2) * o.count(ASIDE) + s.count(ASIDE)",
            "return game.d * vectors + (game.d + 2) * o.count(ASIDE) + 3 * s.count(ASIDE)",
            GAME + " -k 'plain_search or small_games'"),
-    Mutant("pebbles: the search forgets that a score made late needs a word", PEBBLES,
+    Mutant("pebbles: the search forgets that a score made late needs a word", SEARCH,
            "q[i] == FAST and k[j] == FAST and room >= 1):", "q[i] == FAST and k[j] == FAST):", GAME + " -k plain_search"),
     Mutant("pebbles: the baseline frees one key of a tile", PEBBLES,
            'for x in "kv" for j in keys)))', 'for x in "kv" for j in keys[:1])))',
