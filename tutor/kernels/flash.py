@@ -186,6 +186,29 @@ def _write(acc, m, l, o_ptr, lse_ptr, stride_ot, stride_od, stride_lt, first_row
 
 
 @triton.jit
+def _sweep(q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, first_row, pos, T, S, scale_log2,
+           D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+           BLOCK_DV: tl.constexpr, CAUSAL: tl.constexpr, DOT_F32: tl.constexpr):
+    """All tiles of keys that a block of queries sees: first those without a mask, then the ones the diagonal cuts."""
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+
+    seen_by_all, seen_by_some = S, S                                      # keys [0, x) seen by every, by some row
+    if CAUSAL:
+        seen_by_all = tl.maximum(tl.minimum(S - T + first_row + 1, S), 0)
+        seen_by_some = tl.maximum(tl.minimum(S - T + first_row + BLOCK_M, S), 0)
+    unmasked = seen_by_all // BLOCK_N * BLOCK_N
+    for start in range(0, unmasked, BLOCK_N):
+        acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
+                          scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, False)
+    for start in range(unmasked, seen_by_some, BLOCK_N):
+        acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
+                          scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, True)
+    return acc, m, l
+
+
+@triton.jit
 def _flash_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr,
                   stride_qb, stride_qh, stride_qt, stride_qd, stride_kb, stride_kh, stride_ks, stride_kd,
                   stride_vb, stride_vh, stride_vs, stride_vd, stride_ob, stride_oh, stride_ot, stride_od,
@@ -204,21 +227,8 @@ def _flash_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr,
     pos = S - T + rows                                                    # (BLOCK_M,) may be negative
     q = tl.load(q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_qt + dims[None, :] * stride_qd,
                 mask=(rows[:, None] < T) & (dims[None, :] < D), other=0.0)                          # (BLOCK_M, BLOCK_D)
-    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
-
-    seen_by_all, seen_by_some = S, S                                      # keys [0, x) seen by every, by some row
-    if CAUSAL:
-        seen_by_all = tl.maximum(tl.minimum(S - T + first_row + 1, S), 0)
-        seen_by_some = tl.maximum(tl.minimum(S - T + first_row + BLOCK_M, S), 0)
-    unmasked = seen_by_all // BLOCK_N * BLOCK_N
-    for start in range(0, unmasked, BLOCK_N):
-        acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
-                          scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, False)
-    for start in range(unmasked, seen_by_some, BLOCK_N):
-        acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
-                          scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, True)
+    acc, m, l = _sweep(q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, first_row, pos, T, S, scale_log2,
+                       D, DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, DOT_F32)
 
     o_ptr += batch * stride_ob + head * stride_oh + tl.cast(first_row, tl.int64) * stride_ot
     lse_ptr += batch * stride_lb + head * stride_lh

@@ -24,7 +24,7 @@ from tutor.attention.dense import check_qkv
 from tutor.attention.methods.ntk import Summary, _root
 from tutor.attention.partial import Partial
 from tutor.kernels import flash
-from tutor.kernels.flash import _padded, _tile, _write, check_kernel
+from tutor.kernels.flash import _padded, _sweep, _write, check_kernel
 from tutor.kernels.roofline import BYTES, Roofline, hardware
 
 kernels.require()
@@ -170,22 +170,8 @@ def _prefix_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, z_ptr, weights_ptr, shif
     pos = S - T + rows                                                    # (BLOCK_M,) may be negative
     q = tl.load(q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_qt + dims[None, :] * stride_qd,
                 mask=(rows[:, None] < T) & (dims[None, :] < D), other=0.0)                          # (BLOCK_M, BLOCK_D)
-    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
-
-    seen_by_all, seen_by_some = S, S                                      # keys [0, x) seen by every, by some row
-    if CAUSAL:
-        seen_by_all = tl.maximum(tl.minimum(S - T + first_row + 1, S), 0)
-        seen_by_some = tl.maximum(tl.minimum(S - T + first_row + BLOCK_M, S), 0)
-    unmasked = seen_by_all // BLOCK_N * BLOCK_N
-    for start in range(0, unmasked, BLOCK_N):
-        acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
-                          scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, False)
-    for start in range(unmasked, seen_by_some, BLOCK_N):
-        acc, m, l = _tile(acc, m, l, q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, start, pos, S,
-                          scale_log2, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CAUSAL, DOT_F32, True)
-
+    acc, m, l = _sweep(q, k_ptr, v_ptr, stride_ks, stride_kd, stride_vs, stride_vd, first_row, pos, T, S, scale_log2,
+                       D, DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, DOT_F32)
     mine = batch * (Hq // GS) + head // GS                                # the summary of this head
     acc, m, l = _join_prefix(acc, m, l, q, q_ptr, z_ptr + mine * D * DV, weights_ptr + mine * D, tl.load(shift_ptr + mine),
                              stride_qt, stride_qd, first_row, T, root, D, DV, BLOCK_M, BLOCK_D, BLOCK_DV, SLICE, DOT_F32)
